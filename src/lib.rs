@@ -1,0 +1,10 @@
+//! The NSQ client for Rust services.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod protocol;
+
+mod error;
+mod name;
+
+pub use error::{Culprit, Error, ErrorKind, Result, Step};
+pub use name::{Channel, Topic};
