@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod protocol;
+pub mod transport;
 
 mod error;
 mod name;
