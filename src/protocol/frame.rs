@@ -136,6 +136,23 @@ impl FrameDecoder {
         }
     }
 
+    /// Takes one complete frame off the front of `buffer`; `None` if there is none yet.
+    ///
+    /// For a conversation in which each frame decides what follows, as a handshake is.
+    ///
+    /// # Errors
+    /// [`FrameError`] if the bytes are not a frame.
+    pub fn decode_one(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+        let first = match read_u32(buffer, 0) {
+            Some(size) => buffer.len().min(SIZE_LEN.saturating_add(size as usize)),
+            None => buffer.len(),
+        };
+        let rest = buffer.split_off(first);
+        let frame = self.decode(buffer).next().transpose();
+        buffer.unsplit(rest);
+        frame
+    }
+
     /// How many bytes the frame at the front of the buffer still lacked after the last [`decode`](Self::decode): what
     /// a reader has to make room for. 0 if it is not known yet. Never more than the limit.
     #[must_use]
@@ -322,6 +339,19 @@ mod tests {
             decoder.decode(&mut more).collect::<Vec<_>>(),
             [Err(FrameError::NegativeSize(-1))]
         );
+    }
+
+    #[test]
+    fn decode_one_leaves_the_rest() {
+        let mut decoder = FrameDecoder::default();
+        let mut buffer = BytesMut::from(&b"\0\0\0\x06\0\0\0\0OK\0\0\0\x06\0\0\0\0"[..]);
+        assert_eq!(decoder.decode_one(&mut buffer), Ok(Some(Frame::Response("OK".into()))));
+        assert_eq!(buffer.len(), 8);
+        assert_eq!(decoder.decode_one(&mut buffer), Ok(None));
+        assert_eq!(buffer.len(), 8);
+        buffer.extend_from_slice(b"OK");
+        assert!(decoder.decode_one(&mut buffer).unwrap().is_some());
+        assert_eq!(decoder.decode_one(&mut buffer), Ok(None));
     }
 
     #[test]

@@ -1,0 +1,285 @@
+//! Options of a connection to nsqd, the same for producers and consumers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::protocol::{DEFAULT_MAX_MSG_SIZE, IdentifyRequest};
+use crate::transport::{Connector, TcpConnector};
+
+/// How to connect to an nsqd and what to ask of it.
+///
+/// A setter never fails; a value out of range is reported by the call that uses it
+/// ([`ProducerBuilder::connect`](crate::ProducerBuilder::connect),
+/// [`ConsumerBuilder::start`](crate::ConsumerBuilder::start)), with the option's name and what is allowed.
+///
+/// ```
+/// use std::time::Duration;
+/// use async_nsq::ConnectionConfig;
+///
+/// let connection = ConnectionConfig::new()
+///     .client_id("billing-7")
+///     .heartbeat_interval(Duration::from_secs(10));
+/// ```
+#[derive(Clone)]
+pub struct ConnectionConfig {
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) max_msg_size: usize,
+    client_id: Option<String>,
+    hostname: Option<String>,
+    user_agent: String,
+    output_buffer_size: Option<usize>,
+    output_buffer_timeout: Option<Duration>,
+    msg_timeout: Option<Duration>,
+}
+
+impl ConnectionConfig {
+    /// The defaults: TCP, and what each setter below says.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            connector: Arc::new(TcpConnector::new()),
+            dial_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
+            heartbeat_interval: Duration::from_secs(30),
+            max_msg_size: DEFAULT_MAX_MSG_SIZE,
+            client_id: None,
+            hostname: None,
+            user_agent: concat!("async-nsq/", env!("CARGO_PKG_VERSION")).to_owned(),
+            output_buffer_size: None,
+            output_buffer_timeout: None,
+            msg_timeout: None,
+        }
+    }
+
+    /// Opens connections by other means than TCP, or by way of a proxy. Default: [`TcpConnector`].
+    #[must_use]
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.connector = Arc::new(connector);
+        self
+    }
+
+    /// How long opening a connection may take, name resolution included. Default: 5 s. Must be more than zero.
+    ///
+    /// Lower it where nsqds are near and a dead host should be noticed sooner.
+    #[must_use]
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
+        self
+    }
+
+    /// How long the negotiation after opening may take, up to and with nsqd's answer to SUB. Default: 5 s. Must be
+    /// more than zero.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// How often nsqd asks whether the client is alive. Default: 30 s, as in go-nsq. Allowed: 1 s to 60 s.
+    ///
+    /// A peer that is silent for two intervals is taken for dead and the connection replaced, so a smaller value finds
+    /// a dead nsqd sooner at the cost of a small packet each way per interval. nsqd's own maximum may be lower
+    /// (`max-heartbeat-interval`).
+    #[must_use]
+    pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
+        self.heartbeat_interval = interval;
+        self
+    }
+
+    /// The largest message in bytes, as nsqd's `max-msg-size`. Default: 1 MiB, as in nsqd.
+    ///
+    /// A producer refuses larger messages before sending them; a larger frame from nsqd is taken for a broken peer, so
+    /// raise it together with nsqd's. It bounds what one frame can make this process allocate.
+    #[must_use]
+    pub fn max_msg_size(mut self, bytes: usize) -> Self {
+        self.max_msg_size = bytes;
+        self
+    }
+
+    /// Tells this client apart in nsqd's statistics. Default: the host name up to its first dot, as in go-nsq.
+    #[must_use]
+    pub fn client_id(mut self, id: impl Into<String>) -> Self {
+        self.client_id = Some(id.into());
+        self
+    }
+
+    /// The host name told to nsqd. Default: the system's.
+    #[must_use]
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.hostname = Some(name.into());
+        self
+    }
+
+    /// The client library told to nsqd. Default: `async-nsq/VERSION`.
+    #[must_use]
+    pub fn user_agent(mut self, agent: impl Into<String>) -> Self {
+        self.user_agent = agent.into();
+        self
+    }
+
+    /// How many bytes of messages nsqd may collect before it writes them. Default: 64 KiB for a consumer with a
+    /// `max_in_flight` above 300, else nsqd's own (16 KiB). Allowed: 64 to 65,536.
+    ///
+    /// A larger buffer halves the cost of consuming in bulk; nsqd holds one per connection.
+    #[must_use]
+    pub fn output_buffer_size(mut self, bytes: usize) -> Self {
+        self.output_buffer_size = Some(bytes);
+        self
+    }
+
+    /// How long nsqd may hold collected messages. Default: 25 ms for a consumer, else nsqd's own (250 ms). Allowed:
+    /// 25 ms to 30 s.
+    ///
+    /// nsqd writes at once whenever a connection is at its RDY limit, so this matters only at moderate rates, where it
+    /// is the larger part of a message's latency. A shorter time costs nsqd a timer per connection.
+    #[must_use]
+    pub fn output_buffer_timeout(mut self, timeout: Duration) -> Self {
+        self.output_buffer_timeout = Some(timeout);
+        self
+    }
+
+    /// How long nsqd waits for a message's answer before it gives the message to another consumer. Default: nsqd's
+    /// own (60 s). Allowed: 1 s to 15 min; nsqd's own maximum may be lower (`max-msg-timeout`).
+    #[must_use]
+    pub fn msg_timeout(mut self, timeout: Duration) -> Self {
+        self.msg_timeout = Some(timeout);
+        self
+    }
+
+    /// Fills in what a consumer of this `max_in_flight` asks for where the user has not chosen.
+    #[must_use]
+    pub(crate) fn for_consumer(mut self, max_in_flight: u32) -> Self {
+        // Below some 300 messages a larger buffer would not be filled: nsqd reaches the RDY limit first.
+        if max_in_flight > 300 {
+            self.output_buffer_size.get_or_insert(65_536);
+        }
+        self.output_buffer_timeout.get_or_insert(Duration::from_millis(25));
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let within = |name: &str, value: Duration, least: Duration, most: Duration| {
+            if value < least || value > most {
+                return Err(Error::option(
+                    name,
+                    format_args!("{value:?}"),
+                    &format!("{least:?} to {most:?}"),
+                ));
+            }
+            Ok(())
+        };
+        let day = Duration::from_secs(86_400);
+        let (milli, second) = (Duration::from_millis(1), Duration::from_secs(1));
+        within("dial_timeout", self.dial_timeout, milli, day)?;
+        within("handshake_timeout", self.handshake_timeout, milli, day)?;
+        within("heartbeat_interval", self.heartbeat_interval, second, 60 * second)?;
+        if let Some(timeout) = self.output_buffer_timeout {
+            within("output_buffer_timeout", timeout, 25 * milli, 30 * second)?;
+        }
+        if let Some(timeout) = self.msg_timeout {
+            within("msg_timeout", timeout, second, 900 * second)?;
+        }
+        if let Some(size) = self.output_buffer_size {
+            if !(64..=65_536).contains(&size) {
+                return Err(Error::option("output_buffer_size", size, "64 to 65536 bytes"));
+            }
+        }
+        if self.max_msg_size == 0 || self.max_msg_size > i32::MAX as usize - 1024 {
+            return Err(Error::option("max_msg_size", self.max_msg_size, "1 byte to 2 GiB"));
+        }
+        Ok(())
+    }
+
+    /// What to say to nsqd.
+    pub(crate) fn identify(&self) -> IdentifyRequest {
+        let hostname = self.hostname.clone().or_else(system_hostname);
+        let short = hostname.as_deref().and_then(|name| name.split('.').next());
+        IdentifyRequest {
+            client_id: self.client_id.clone().or_else(|| short.map(str::to_owned)),
+            user_agent: Some(self.user_agent.clone()),
+            feature_negotiation: true,
+            heartbeat_interval: Some(millis(self.heartbeat_interval)),
+            output_buffer_size: self.output_buffer_size.map(|bytes| bytes as i64),
+            output_buffer_timeout: self.output_buffer_timeout.map(millis),
+            msg_timeout: self.msg_timeout.map(millis),
+            hostname,
+            sample_rate: None,
+        }
+    }
+}
+
+impl Default for ConnectionConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ConnectionConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionConfig")
+            .field("connector", &self.connector)
+            .field("dial_timeout", &self.dial_timeout)
+            .field("heartbeat_interval", &self.heartbeat_interval)
+            .field("max_msg_size", &self.max_msg_size)
+            .field("client_id", &self.client_id)
+            .finish_non_exhaustive()
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    // `validate` keeps durations below a day.
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn system_hostname() -> Option<String> {
+    hostname::get().ok()?.into_string().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_range_names_option_value_and_range() {
+        let error = ConnectionConfig::new()
+            .heartbeat_interval(Duration::from_millis(999))
+            .validate()
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "configuration: option heartbeat_interval is 999ms, allowed is 1s to 60s"
+        );
+        for bad in [
+            ConnectionConfig::new().dial_timeout(Duration::ZERO),
+            ConnectionConfig::new().handshake_timeout(Duration::ZERO),
+            ConnectionConfig::new().output_buffer_size(63),
+            ConnectionConfig::new().output_buffer_timeout(Duration::from_millis(24)),
+            ConnectionConfig::new().msg_timeout(Duration::from_secs(901)),
+            ConnectionConfig::new().max_msg_size(0),
+        ] {
+            assert!(bad.validate().is_err());
+        }
+        ConnectionConfig::new().validate().unwrap();
+    }
+
+    #[test]
+    fn a_consumers_defaults_do_not_override_the_user() {
+        let asked = ConnectionConfig::new().for_consumer(2500).identify();
+        assert_eq!(asked.output_buffer_size, Some(65_536));
+        assert_eq!(asked.output_buffer_timeout, Some(25));
+        let asked = ConnectionConfig::new()
+            .output_buffer_size(1024)
+            .for_consumer(2500)
+            .identify();
+        assert_eq!(asked.output_buffer_size, Some(1024));
+        assert_eq!(
+            ConnectionConfig::new().for_consumer(100).identify().output_buffer_size,
+            None
+        );
+    }
+}

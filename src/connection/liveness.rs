@@ -1,0 +1,126 @@
+//! Whether the peer is still there.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::error::{Error, ErrorKind, Step};
+
+/// How many heartbeat intervals a peer may be silent, or take nothing of what is written. nsqd allows its clients as
+/// many.
+const INTERVALS: u32 = 2;
+
+/// Declares a peer dead that is silent for two heartbeat intervals, or that takes no byte for as long (promise N1).
+///
+/// The timer is not moved at each read: when it fires it looks at what has happened since and sleeps on. So a busy
+/// connection pays a clock read per socket read, and the timer wheel is touched once per interval.
+pub(super) struct Liveness {
+    allowed: Duration,
+    last_read: Instant,
+    blocked_since: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Liveness {
+    pub(super) fn new(heartbeat_interval: Duration) -> Self {
+        let now = Instant::now();
+        let allowed = heartbeat_interval * INTERVALS;
+        Self {
+            allowed,
+            last_read: now,
+            blocked_since: None,
+            timer: Box::pin(sleep_until(now + allowed)),
+        }
+    }
+
+    pub(super) fn handle_read(&mut self) {
+        self.last_read = Instant::now();
+    }
+
+    pub(super) fn handle_write(&mut self) {
+        self.blocked_since = None;
+    }
+
+    pub(super) fn handle_write_blocked(&mut self) {
+        self.blocked_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Ready with the reason once the peer is to be taken for dead.
+    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if now >= self.last_read + self.allowed {
+                return Poll::Ready(Error::new(
+                    ErrorKind::ConnectionLost,
+                    Step::Heartbeat,
+                    format!("nothing was heard for {:?}, two heartbeat intervals", self.allowed),
+                ));
+            }
+            let mut next = self.last_read + self.allowed;
+            if let Some(since) = self.blocked_since {
+                if now >= since + self.allowed {
+                    return Poll::Ready(Error::new(
+                        ErrorKind::ConnectionLost,
+                        Step::Write,
+                        format!("the peer took nothing for {:?}, two heartbeat intervals", self.allowed),
+                    ));
+                }
+                next = next.min(since + self.allowed);
+            }
+            self.timer.as_mut().reset(next);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+
+    async fn expired(liveness: &mut Liveness) -> Option<Error> {
+        poll_fn(|cx| match liveness.poll_expired(cx) {
+            Poll::Ready(error) => Poll::Ready(Some(error)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn n1_two_silent_intervals_and_not_less() {
+        let mut liveness = Liveness::new(INTERVAL);
+        for _ in 0..10 {
+            advance(INTERVAL).await;
+            liveness.handle_read();
+            assert!(expired(&mut liveness).await.is_none());
+        }
+        advance(2 * INTERVAL - Duration::from_millis(5)).await;
+        assert!(expired(&mut liveness).await.is_none());
+        advance(Duration::from_millis(10)).await;
+        let error = expired(&mut liveness).await.unwrap();
+        assert_eq!(error.step(), Some(Step::Heartbeat));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn n1_a_peer_that_sends_but_takes_nothing_is_dead_too() {
+        let mut liveness = Liveness::new(INTERVAL);
+        liveness.handle_write_blocked();
+        for _ in 0..3 {
+            advance(INTERVAL / 2).await;
+            liveness.handle_read();
+            assert!(expired(&mut liveness).await.is_none());
+        }
+        liveness.handle_read();
+        advance(INTERVAL).await;
+        let error = expired(&mut liveness).await.unwrap();
+        assert_eq!(error.step(), Some(Step::Write));
+    }
+}
