@@ -1,0 +1,307 @@
+//! Options of a consumer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::Consumer;
+use super::flow::{Flow, FlowOptions};
+use super::handler::Handler;
+use super::inbox::Inbox;
+use super::mailbox::Mailbox;
+use super::message::Message;
+use super::node;
+use super::state::State;
+use super::supervisor::Supervisor;
+use super::worker::{Counts, Rules, Shop, Worker};
+use crate::backoff::{Backoff, Exponential};
+use crate::config::{ConnectionConfig, address};
+use crate::discovery::{Discovery, DiscoveryOptions};
+use crate::error::{Error, Result};
+use crate::name::{Channel, Topic};
+
+/// The default of `concurrency` is `max_in_flight`, but not more than this: a worker costs a task.
+const MOST_WORKERS_BY_DEFAULT: u32 = 256;
+
+/// Options of a [`Consumer`], each with a default. The names are go-nsq's where go-nsq has the option.
+#[derive(Clone)]
+#[must_use = "a builder does nothing until `start` is called"]
+pub struct ConsumerBuilder {
+    topic: Result<Topic>,
+    channel: Result<Channel>,
+    nsqds: Vec<String>,
+    lookupds: Vec<String>,
+    connection: ConnectionConfig,
+    discovery: DiscoveryOptions,
+    flow: FlowOptions,
+    backoff: Arc<dyn Backoff>,
+    concurrency: Option<u32>,
+    rules: Rules,
+}
+
+impl ConsumerBuilder {
+    pub(super) fn new(topic: Result<Topic>, channel: Result<Channel>) -> Self {
+        Self {
+            topic,
+            channel,
+            nsqds: Vec::new(),
+            lookupds: Vec::new(),
+            connection: ConnectionConfig::new(),
+            discovery: DiscoveryOptions::default(),
+            flow: FlowOptions {
+                max_in_flight: 200,
+                ..FlowOptions::default()
+            },
+            backoff: Arc::new(Exponential::default()),
+            concurrency: None,
+            rules: Rules {
+                max_attempts: 5,
+                default_requeue_delay: Duration::from_secs(90),
+                max_requeue_delay: Duration::from_secs(15 * 60),
+                give_up: None,
+            },
+        }
+    }
+
+    /// Consumes from the nsqd at `address` (`host:port` of its TCP protocol, 4150 by default). May be called several
+    /// times, and together with [`lookupd`](Self::lookupd).
+    pub fn nsqd(mut self, address: impl Into<String>) -> Self {
+        self.nsqds.push(address.into());
+        self
+    }
+
+    /// Finds the topic's nsqds through the nsqlookupd at `address` (`host:port` of its HTTP interface, 4161 by
+    /// default). May be called several times: all of them are asked at once and their answers united.
+    pub fn lookupd(mut self, address: impl Into<String>) -> Self {
+        self.lookupds.push(address.into());
+        self
+    }
+
+    /// How to connect. Default: [`ConnectionConfig::new`].
+    pub fn connection(mut self, connection: ConnectionConfig) -> Self {
+        self.connection = connection;
+        self
+    }
+
+    /// How many messages may be delivered and not answered, over all connections together. Default: 200 (go-nsq's is
+    /// 1). 0 pauses the consumer.
+    ///
+    /// It bounds the memory that messages take, and what is delivered again if this process dies. More than
+    /// `concurrency` keeps handlers busy while answers are on their way.
+    pub fn max_in_flight(mut self, count: u32) -> Self {
+        self.flow.max_in_flight = count;
+        self
+    }
+
+    /// How many handlers may run at once. Default: `max_in_flight`, at most 256. Allowed: 1 to 100,000.
+    ///
+    /// Each costs a task (about a kilobyte) even when idle. With 1, messages are handled one after the other.
+    pub fn concurrency(mut self, count: u32) -> Self {
+        self.concurrency = Some(count);
+        self
+    }
+
+    /// How often a message may be delivered before it is given up: on a delivery beyond this the handler is not
+    /// called, but the hook of [`on_give_up`](Self::on_give_up), and the message is finished. Default: 5, as in
+    /// go-nsq. 0 means no limit.
+    pub fn max_attempts(mut self, attempts: u16) -> Self {
+        self.rules.max_attempts = attempts;
+        self
+    }
+
+    /// Is called with each message that is given up, because it exceeded `max_attempts` or its handler said so
+    /// ([`HandlerError::give_up`](super::HandlerError::give_up)). The message is finished once the hook has ended, and
+    /// requeued if it panics. Default: nothing, beyond a warning in the log for each such message.
+    ///
+    /// ```
+    /// # use async_nsq::{Consumer, Message};
+    /// let builder = Consumer::builder("orders", "billing")
+    ///     .max_attempts(3)
+    ///     .on_give_up(|message: Message| async move {
+    ///         eprintln!("given up after {} attempts: {:?}", message.attempts(), message.body());
+    ///     });
+    /// # let _ = builder;
+    /// ```
+    pub fn on_give_up<F, Fut>(mut self, hook: F) -> Self
+    where
+        F: Fn(Message) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.rules.give_up = Some(Arc::new(move |message| Box::pin(hook(message))));
+        self
+    }
+
+    /// The delay of a requeue, times the message's attempts so far. Default: 90 s, as in go-nsq. Allowed: up to one
+    /// hour.
+    pub fn default_requeue_delay(mut self, delay: Duration) -> Self {
+        self.rules.default_requeue_delay = delay;
+        self
+    }
+
+    /// The most that the default delay grows to. Default: 15 min, as in go-nsq.
+    pub fn max_requeue_delay(mut self, delay: Duration) -> Self {
+        self.rules.max_requeue_delay = delay;
+        self
+    }
+
+    /// How long the consumer pauses at each level of backoff. Default: [`Exponential`], as in go-nsq.
+    pub fn backoff(mut self, strategy: impl Backoff + 'static) -> Self {
+        self.backoff = Arc::new(strategy);
+        self
+    }
+
+    /// The longest pause of the backoff; its level rises no further once the next pause would be longer. Default: 2
+    /// min, as in go-nsq. Allowed: up to one hour. 0 switches backoff off.
+    pub fn max_backoff_duration(mut self, duration: Duration) -> Self {
+        self.flow.max_backoff_duration = duration;
+        self
+    }
+
+    /// How often nsqlookupds are asked when all is well. Default: 60 s, as in go-nsq. Allowed: 10 ms to 5 min.
+    ///
+    /// Until a first nsqd is found they are asked more often, from every second up to this interval, and at once when
+    /// a connection is lost.
+    pub fn lookupd_poll_interval(mut self, interval: Duration) -> Self {
+        self.discovery.poll_interval = interval;
+        self
+    }
+
+    /// How long an nsqlookupd may take to answer. Default: 2 s. Allowed: 1 ms to 5 min.
+    pub fn lookupd_timeout(mut self, timeout: Duration) -> Self {
+        self.discovery.timeout = timeout;
+        self
+    }
+
+    /// Starts consuming with this handler and keeps doing so until [`Consumer::shutdown`].
+    ///
+    /// It does not wait for a connection, so a service can start before its nsqds: see [`Consumer::ready`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a bad name or address, no address at all, or an option
+    /// out of range.
+    ///
+    /// # Cancel safety
+    /// Dropping the future starts nothing.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn start<H: Handler>(self, handler: H) -> Result<Consumer> {
+        self.spawn(handler)
+    }
+
+    fn spawn<H: Handler>(self, handler: H) -> Result<Consumer> {
+        let pinned = self.validate()?;
+        let (topic, channel) = (self.topic?, self.channel?);
+        let concurrency =
+            self.concurrency
+                .unwrap_or_else(|| self.flow.max_in_flight.clamp(1, MOST_WORKERS_BY_DEFAULT)) as usize;
+        let discovery = if self.lookupds.is_empty() {
+            None
+        } else {
+            Some(Discovery::new(
+                topic.clone(),
+                &self.lookupds,
+                Arc::clone(&self.connection.connector),
+                &self.discovery,
+                fastrand::u64(..),
+            )?)
+        };
+        let inbox = Arc::new(Inbox::new(concurrency));
+        let mailbox = Arc::new(Mailbox::default());
+        let counts = Arc::new(Counts::default());
+        let reports_success = Arc::new(AtomicBool::new(false));
+        let shop = Arc::new(Shop {
+            handler,
+            inbox: Arc::clone(&inbox),
+            mailbox: Arc::clone(&mailbox),
+            rules: self.rules,
+            counts: Arc::clone(&counts),
+            reports_success: Arc::clone(&reports_success),
+        });
+        let mut workers = JoinSet::new();
+        for number in 0..concurrency {
+            workers.spawn(Worker::new(number, Arc::clone(&shop)).run());
+        }
+        let (control_sender, control) = mpsc::channel(16);
+        let (state, state_seen) = watch::channel(State::default());
+        let supervisor = Supervisor {
+            shared: Arc::new(node::Shared {
+                config: self.connection.for_consumer(self.flow.max_in_flight),
+                topic: topic.clone(),
+                channel: channel.clone(),
+                inbox,
+                mailbox,
+                counts: Arc::clone(&counts),
+                next_id: AtomicU64::new(0),
+            }),
+            flow: Flow::new(self.flow, Box::new(self.backoff), fastrand::u64(..)),
+            discovery,
+            nodes: HashMap::new(),
+            pinned,
+            node_tasks: JoinSet::new(),
+            workers,
+            links: BTreeMap::new(),
+            reports_success,
+            control,
+            state,
+        };
+        tokio::spawn(supervisor.run());
+        Ok(Consumer {
+            topic,
+            channel,
+            control: control_sender,
+            state: state_seen,
+            counts,
+        })
+    }
+
+    fn validate(&self) -> Result<Vec<Arc<str>>> {
+        self.topic.clone()?;
+        self.channel.clone()?;
+        self.connection.validate()?;
+        if self.nsqds.is_empty() && self.lookupds.is_empty() {
+            return Err(Error::option("nsqd", "not set", "an address here or of a lookupd"));
+        }
+        if let Some(concurrency) = self.concurrency {
+            if !(1..=100_000).contains(&concurrency) {
+                return Err(Error::option("concurrency", concurrency, "1 to 100000"));
+            }
+        }
+        let hour = Duration::from_secs(3600);
+        for (name, value) in [
+            ("default_requeue_delay", self.rules.default_requeue_delay),
+            ("max_requeue_delay", self.rules.max_requeue_delay),
+            ("max_backoff_duration", self.flow.max_backoff_duration),
+        ] {
+            if value > hour {
+                return Err(Error::option(name, format_args!("{value:?}"), "0 to 1h"));
+            }
+        }
+        let mut pinned = Vec::new();
+        for nsqd in &self.nsqds {
+            let address = address::parse("nsqd", nsqd)?;
+            if !pinned.contains(&address) {
+                pinned.push(address);
+            }
+        }
+        Ok(pinned)
+    }
+}
+
+impl std::fmt::Debug for ConsumerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumerBuilder")
+            .field("topic", &self.topic)
+            .field("channel", &self.channel)
+            .field("nsqds", &self.nsqds)
+            .field("lookupds", &self.lookupds)
+            .field("connection", &self.connection)
+            .field("max_in_flight", &self.flow.max_in_flight)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,196 @@
+//! What a connection shares with the rest of the consumer: the way back for answers, and counts.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use super::flow::ConnectionId;
+use super::mailbox::Mailbox;
+use crate::error::{Error, ErrorKind, Result, Step};
+use crate::protocol::MessageId;
+
+/// How many TOUCHes may wait for the socket. Everything else in the queue is bounded by what is in flight; only
+/// touches could be sent without end.
+const MAX_TOUCHES: usize = 4096;
+
+/// What a connection is told to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Finish(MessageId),
+    Requeue {
+        id: MessageId,
+        delay_ms: u64,
+    },
+    Touch(MessageId),
+    Rdy(u32),
+    /// Ask nsqd for no more messages.
+    StartClose,
+    /// Everything has been said: close once it is written.
+    Close,
+}
+
+/// One connection, from its handshake to its end. A new connection to the same nsqd is a new link, so that an answer
+/// can never reach a connection that did not deliver its message.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: ConnectionId,
+    pub(super) address: Arc<str>,
+    /// What nsqd allows at most.
+    pub(super) max_rdy_count: u32,
+    outbox: Mutex<Outbox>,
+    mailbox: Arc<Mailbox>,
+    // Sequentially consistent, all four: the session writes a count and then reads the marks, the supervisor writes the
+    // marks and then reads the counts, and one of the two has to see the other's.
+    in_flight: AtomicU32,
+    received: AtomicU64,
+    // Where the supervisor wants to hear of the number in flight. `below` is stored plus one, so that 0 is "nowhere".
+    notify_below: AtomicU32,
+    notify_above: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    commands: Vec<Command>,
+    touches: usize,
+    driver: Option<Waker>,
+    closed: bool,
+}
+
+impl Link {
+    pub(super) fn new(id: ConnectionId, address: Arc<str>, max_rdy_count: u32, mailbox: Arc<Mailbox>) -> Self {
+        Self {
+            id,
+            address,
+            max_rdy_count,
+            outbox: Mutex::default(),
+            mailbox,
+            in_flight: AtomicU32::new(0),
+            received: AtomicU64::new(0),
+            notify_below: AtomicU32::new(0),
+            notify_above: AtomicU32::new(u32::MAX),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues one command.
+    pub(super) fn send(&self, command: Command) -> Result<()> {
+        let mut outbox = self.lock();
+        if outbox.closed {
+            return Err(Error::new(
+                ErrorKind::ConnectionLost,
+                Step::Handle,
+                "the connection that delivered the message is gone; nsqd will deliver it again",
+            )
+            .at(&self.address));
+        }
+        if matches!(command, Command::Touch(_)) {
+            if outbox.touches >= MAX_TOUCHES {
+                return Err(Error::new(
+                    ErrorKind::NotSent,
+                    Step::Handle,
+                    "too many TOUCH commands wait to be written",
+                )
+                .at(&self.address));
+            }
+            outbox.touches += 1;
+        }
+        outbox.commands.push(command);
+        let driver = outbox.driver.take();
+        drop(outbox);
+        driver.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Queues the answers of a group of messages and leaves the vector empty. Returns whether the driver was asleep
+    /// and has been woken.
+    pub(super) fn send_all(&self, answers: &mut Vec<Command>) -> bool {
+        let mut outbox = self.lock();
+        if outbox.closed {
+            tracing::debug!(nsqd = %self.address, count = answers.len(), "answers come too late, the connection is gone");
+            answers.clear();
+            return false;
+        }
+        outbox.commands.append(answers);
+        let driver = outbox.driver.take();
+        drop(outbox);
+        driver.map(Waker::wake).is_some()
+    }
+
+    /// Swaps what is queued into `commands`, which is empty. With fewer than `at_least` queued, leaves them.
+    pub(super) fn take(&self, commands: &mut Vec<Command>, at_least: usize, waker: &Waker) -> Queue {
+        let mut outbox = self.lock();
+        if outbox.commands.is_empty() {
+            match &mut outbox.driver {
+                Some(driver) => driver.clone_from(waker),
+                none => *none = Some(waker.clone()),
+            }
+            return Queue::Empty;
+        }
+        if outbox.commands.len() < at_least {
+            return Queue::Few;
+        }
+        std::mem::swap(&mut outbox.commands, commands);
+        outbox.touches = 0;
+        Queue::Taken
+    }
+
+    /// The connection has ended: commands are refused from now on. Returns how many were still queued.
+    pub(super) fn end(&self) -> usize {
+        let mut outbox = self.lock();
+        outbox.closed = true;
+        outbox.driver = None;
+        std::mem::take(&mut outbox.commands).len()
+    }
+
+    /// Gives back what a burst has made the queue grow to.
+    pub(super) fn shrink(&self) {
+        let mut outbox = self.lock();
+        if outbox.commands.is_empty() {
+            outbox.commands = Vec::new();
+        }
+    }
+
+    /// How many messages are delivered and not answered.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// How many messages have been delivered so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::SeqCst)
+    }
+
+    /// The session's count, once per turn.
+    pub(super) fn set_in_flight(&self, in_flight: u32, received: u64) {
+        self.in_flight.store(in_flight, Ordering::SeqCst);
+        self.received.store(received, Ordering::SeqCst);
+        let below = in_flight < self.notify_below.load(Ordering::SeqCst);
+        let above = in_flight > self.notify_above.load(Ordering::SeqCst);
+        if below || above {
+            self.notify_below.store(0, Ordering::SeqCst);
+            self.notify_above.store(u32::MAX, Ordering::SeqCst);
+            self.mailbox.notify();
+        }
+    }
+
+    /// The supervisor wants to hear once the number in flight is at or below the one, or above the other.
+    pub(super) fn notify_at(&self, below: Option<u32>, above: Option<u32>) {
+        self.notify_below
+            .store(below.map_or(0, |below| below.saturating_add(1)), Ordering::SeqCst);
+        self.notify_above.store(above.unwrap_or(u32::MAX), Ordering::SeqCst);
+    }
+}
+
+/// What [`Link::take`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// Nothing; the next command wakes the driver.
+    Empty,
+    /// Fewer than asked for.
+    Few,
+    /// All of it is in the caller's vector.
+    Taken,
+}

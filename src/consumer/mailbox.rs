@@ -1,0 +1,62 @@
+//! What the supervisor is told by connections and workers.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::flow::Outcome;
+use super::link::{Command, Link};
+use crate::error::Error;
+
+/// News for the supervisor.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A connection has subscribed.
+    Connected(Arc<Link>),
+    /// A connection has ended, or an attempt to make one.
+    Lost {
+        address: Arc<str>,
+        link: Option<Arc<Link>>,
+        error: Error,
+    },
+    /// A message was handled, and the flow has to know before nsqd is told: RDY goes before the answer that causes it.
+    Handled {
+        link: Arc<Link>,
+        answer: Command,
+        outcome: Outcome,
+    },
+    /// A worker holds messages that it has not begun; see [`Inbox::take_back_stuck`](super::inbox::Inbox).
+    Holding,
+}
+
+/// The supervisor's mailbox. It is bounded by what it is about: an event per message in flight, and a few per
+/// connection.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    events: Mutex<Vec<Event>>,
+    arrived: Notify,
+}
+
+impl Mailbox {
+    pub(super) fn send(&self, event: Event) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        self.arrived.notify_one();
+    }
+
+    /// Makes the supervisor look around.
+    pub(super) fn notify(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Waits for news.
+    ///
+    /// # Cancel safety
+    /// No news is lost.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    pub(super) fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,224 @@
+//! Consuming from nsqd.
+//!
+//! ```text
+//!  nsqd ─▶ connection::Driver ─▶ Session ─▶ inbox ─▶ workers: Handler
+//!    ▲            │                                      │
+//!    └─ FIN, REQ ─┴──────── link (per connection) ◀──────┤
+//!                  RDY ▲                                 │ outcomes that the flow
+//!                      └── supervisor: flow, discovery ◀─┘ has to know first
+//! ```
+
+mod builder;
+mod flow;
+mod handler;
+mod inbox;
+mod link;
+mod mailbox;
+mod message;
+mod node;
+mod session;
+mod shutdown;
+mod state;
+mod supervisor;
+mod worker;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+
+pub use self::builder::ConsumerBuilder;
+pub use self::handler::{BoxError, Handler, HandlerError};
+pub use self::message::Message;
+pub use self::state::{ConsumerReport, ConsumerStats};
+use self::state::{Control, State};
+use self::worker::Counts;
+use crate::error::{Error, ErrorKind, Result, Step};
+use crate::name::{Channel, Topic};
+
+/// Consumes a channel of a topic with a [`Handler`], from all nsqds that have the topic.
+///
+/// The nsqds are given by address, or found and followed through nsqlookupd. Each connection is made again whenever it
+/// is lost, for ever. Reading, heartbeats and answers never wait for a handler: a stuck handler costs its own message
+/// and nothing else.
+///
+/// # What becomes of a message
+/// `Ok` from the handler finishes it. An error or a panic requeues it after 90 s times its attempts, and makes the
+/// consumer back off as go-nsq does: it pauses, tries one message, and goes on or pauses for longer. A message
+/// delivered more than `max_attempts` times (5) is given up. NSQ delivers *at least once*: a message may come twice,
+/// when its answer is lost with a connection or its handler takes longer than nsqd's `msg-timeout` (60 s).
+///
+/// # Drop
+/// Dropping the consumer stops its handlers in the middle, gives their messages and those not begun back to nsqd, and
+/// closes the connections, in the background and as long as the runtime lives. Use [`shutdown`](Self::shutdown) to let
+/// handlers end and to know.
+///
+/// ```
+/// use std::time::Duration;
+/// use async_nsq::{BoxError, Consumer, Message, test_server::Nsqd};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let nsqd = Nsqd::start().await?; // or the real one
+/// let consumer = Consumer::builder("orders", "billing")
+///     .nsqd(nsqd.address())
+///     .max_in_flight(200)
+///     .start(|message: Message| async move {
+///         println!("{:?}, attempt {}", message.body(), message.attempts());
+///         Ok::<(), BoxError>(())
+///     })
+///     .await?;
+/// consumer.ready(Duration::from_secs(5)).await?;
+/// let report = consumer.shutdown(Duration::from_secs(30)).await;
+/// assert!(report.is_clean());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Consumer {
+    topic: Topic,
+    channel: Channel,
+    control: mpsc::Sender<Control>,
+    state: watch::Receiver<State>,
+    counts: Arc<Counts>,
+}
+
+impl Consumer {
+    /// Options of a consumer of this topic and channel; names are checked by [`ConsumerBuilder::start`].
+    pub fn builder<T, C>(topic: T, channel: C) -> ConsumerBuilder
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<Error>,
+        C: TryInto<Channel>,
+        C::Error: Into<Error>,
+    {
+        ConsumerBuilder::new(
+            topic.try_into().map_err(Into::into),
+            channel.try_into().map_err(Into::into),
+        )
+    }
+
+    /// Waits until at least one nsqd has accepted the subscription.
+    ///
+    /// The consumer goes on trying whatever this returns; it is for a service that wants to know, at its start, that
+    /// its addresses are right.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unreachable`] once `deadline` has passed without a connection, with the reasons in its text and one of
+    /// them as its source; [`ErrorKind::Shutdown`] if the consumer has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn ready(&self, deadline: Duration) -> Result<()> {
+        let mut state = self.state.clone();
+        let ready = state.wait_for(|state| !state.links.is_empty() || state.report.is_some());
+        let ended = || Error::new(ErrorKind::Shutdown, Step::Subscribe, "the consumer has ended");
+        match timeout(deadline, ready).await {
+            Ok(Ok(state)) if state.report.is_none() => Ok(()),
+            Ok(_) => Err(ended()),
+            Err(_elapsed) => Err(not_ready(&self.topic, &self.state.borrow(), deadline)),
+        }
+    }
+
+    /// The topic consumed from.
+    #[must_use]
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The channel consumed from.
+    #[must_use]
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Counts, as of now. It waits for nothing.
+    #[must_use]
+    pub fn stats(&self) -> ConsumerStats {
+        let state = self.state.borrow();
+        let (mut received, mut in_flight) = (state.received_before, 0);
+        for link in &state.links {
+            received += link.received();
+            in_flight += u64::from(link.in_flight());
+        }
+        ConsumerStats {
+            connections: state.links.len(),
+            in_flight,
+            received,
+            finished: self.counts.finished.load(Ordering::Relaxed),
+            requeued: self.counts.requeued.load(Ordering::Relaxed),
+            given_up: self.counts.given_up.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Changes how many messages may be in flight, from now on; 0 pauses the consumer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the number as it was.
+    pub async fn set_max_in_flight(&self, count: u32) {
+        // A consumer that has ended has nothing in flight.
+        let _ended = self.control.send(Control::SetMaxInFlight(count)).await;
+    }
+
+    /// Ends the consumer within `deadline`: nsqds are told to send no more, messages not begun are given back at
+    /// once, running handlers may end, every answer is written, and connections are closed. Handlers that still run
+    /// shortly before the deadline are stopped, and their messages given back.
+    ///
+    /// The report covers the consumer's whole life. A second call waits for the first one's end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future once it was polled leaves the consumer ending, by the deadline given.
+    pub async fn shutdown(&self, deadline: Duration) -> ConsumerReport {
+        let now = Instant::now();
+        let deadline = now
+            .checked_add(deadline)
+            .unwrap_or(now + Duration::from_secs(86_400 * 365));
+        // It fails only if the consumer is ending already.
+        let _ending = self.control.send(Control::Shutdown { deadline }).await;
+        let mut state = self.state.clone();
+        match state.wait_for(|state| state.report.is_some()).await {
+            Ok(state) => state.report.unwrap_or_default(),
+            // The task is gone with its runtime.
+            Err(_) => ConsumerReport::default(),
+        }
+    }
+}
+
+/// Why there is no connection, as one error.
+fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
+    let lookups = state.lookups.iter();
+    let failing_lookups = lookups.filter_map(|(_, error)| error.as_ref());
+    let causes: Vec<&Error> = state.failing.values().chain(failing_lookups).collect();
+    let silent = state.lookups.iter().filter(|(_, error)| error.is_none());
+    let silent: Vec<&str> = silent.map(|(address, _)| &**address).collect();
+    let reason = match (causes.first(), silent.is_empty()) {
+        (Some(cause), _) if causes.len() == 1 => cause.to_string(),
+        (Some(cause), _) => format!("{cause}; and {} more like this", causes.len() - 1),
+        (None, false) => format!(
+            "nsqlookupd {} knows no nsqd with topic {topic}; has anything been published to it?",
+            silent.join(", ")
+        ),
+        (None, true) => "nothing has answered".to_owned(),
+    };
+    let error = Error::new(
+        ErrorKind::Unreachable,
+        Step::Subscribe,
+        format!("no connection within {deadline:?}: {reason}"),
+    );
+    match causes.first() {
+        Some(cause) => error.because((*cause).clone()),
+        None => error,
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("topic", &self.topic)
+            .field("channel", &self.channel)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

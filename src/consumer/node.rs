@@ -1,0 +1,131 @@
+//! The task that keeps a consumer subscribed at one nsqd.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::flow::ConnectionId;
+use super::inbox::Inbox;
+use super::link::Link;
+use super::mailbox::{Event, Mailbox};
+use super::session::Session;
+use super::worker::Counts;
+use crate::backoff::Reconnect;
+use crate::config::ConnectionConfig;
+use crate::connection::{Driver, open};
+use crate::error::{Error, ErrorKind, Step};
+use crate::name::{Channel, Topic};
+
+/// What the nodes of a consumer share.
+pub(super) struct Shared {
+    pub(super) config: ConnectionConfig,
+    pub(super) topic: Topic,
+    pub(super) channel: Channel,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) next_id: AtomicU64,
+}
+
+/// One nsqd of a consumer, connected or not.
+pub(super) struct Node {
+    pub(super) shared: Arc<Shared>,
+    pub(super) address: Arc<str>,
+    /// Turns true when no further connection is to be made. One that exists is ended by its link.
+    pub(super) leaving: watch::Receiver<bool>,
+}
+
+impl Node {
+    /// Connects, and connects again whenever the connection is lost, until told to leave.
+    pub(super) async fn run(self) {
+        let mut reconnect = Reconnect::new(fastrand::u64(..));
+        let mut leaving = self.leaving.clone();
+        loop {
+            let shared = &self.shared;
+            let opened = tokio::select! {
+                biased;
+                () = told_to_leave(&mut leaving) => return,
+                opened = open(&shared.config, &self.address, Some((&shared.topic, &shared.channel))) => opened,
+            };
+            let lost = match opened {
+                Ok(connection) => {
+                    reconnect.handle_connected(Instant::now().into_std());
+                    let link = Arc::new(Link::new(
+                        ConnectionId(shared.next_id.fetch_add(1, Ordering::Relaxed)),
+                        Arc::clone(&self.address),
+                        connection.granted.max_rdy_count,
+                        Arc::clone(&shared.mailbox),
+                    ));
+                    tracing::info!(nsqd = %self.address, version = connection.granted.version, "consumer connected");
+                    shared.mailbox.send(Event::Connected(Arc::clone(&link)));
+                    let session =
+                        Session::new(Arc::clone(&link), Arc::clone(&shared.inbox), Arc::clone(&shared.counts));
+                    let ending = EndOfLink(Arc::clone(&link));
+                    let mut driver = Driver::new(connection, session);
+                    let end = (&mut driver).await;
+                    drop(ending);
+                    let (session, _) = driver.into_role();
+                    let error = end.err().unwrap_or_else(|| {
+                        Error::new(ErrorKind::Shutdown, Step::Read, "the connection was closed as asked")
+                    });
+                    let unanswered = session.in_flight();
+                    reconnect.handle_lost(Instant::now().into_std());
+                    Lost {
+                        link: Some(link),
+                        error,
+                        unanswered,
+                    }
+                }
+                Err(error) => Lost {
+                    link: None,
+                    error,
+                    unanswered: 0,
+                },
+            };
+            let delay = reconnect.next_delay();
+            if *leaving.borrow() {
+                tracing::info!(nsqd = %self.address, "consumer disconnected");
+            } else {
+                tracing::warn!(
+                    nsqd = %self.address, error = %lost.error, unanswered = lost.unanswered, retry_in = ?delay,
+                    "consumer is not connected"
+                );
+            }
+            shared.mailbox.send(Event::Lost {
+                address: Arc::clone(&self.address),
+                link: lost.link,
+                error: lost.error,
+            });
+            tokio::select! {
+                biased;
+                () = told_to_leave(&mut leaving) => return,
+                () = sleep(delay) => {}
+            }
+        }
+    }
+}
+
+struct Lost {
+    link: Option<Arc<Link>>,
+    error: Error,
+    unanswered: u32,
+}
+
+/// Refuses further answers on a link whose driver has ended, however it ended.
+struct EndOfLink(Arc<Link>);
+
+impl Drop for EndOfLink {
+    fn drop(&mut self) {
+        let unsent = self.0.end();
+        if unsent > 0 {
+            tracing::debug!(nsqd = %self.0.address, unsent, "answers were not sent before the connection ended");
+        }
+    }
+}
+
+async fn told_to_leave(leaving: &mut watch::Receiver<bool>) {
+    // A supervisor that is gone wants no connections either.
+    let _supervisor_gone = leaving.wait_for(|leaving| *leaving).await;
+}

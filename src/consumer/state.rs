@@ -1,0 +1,84 @@
+//! What is known of a consumer, for whoever asks: read without waiting for any task.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::link::Link;
+use crate::error::Error;
+
+/// What a consumer's handle asks of its supervisor.
+#[derive(Debug)]
+pub(super) enum Control {
+    SetMaxInFlight(u32),
+    Shutdown { deadline: Instant },
+}
+
+/// The supervisor's picture, published whenever it changes.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The connections that are subscribed.
+    pub(super) links: Vec<Arc<Link>>,
+    /// Messages delivered by connections that have ended.
+    pub(super) received_before: u64,
+    /// The nsqds without a connection, and why.
+    pub(super) failing: BTreeMap<Arc<str>, Error>,
+    /// The nsqlookupds that were asked, and why they could not be.
+    pub(super) lookups: Vec<(Arc<str>, Option<Error>)>,
+    /// Set at the end.
+    pub(super) report: Option<ConsumerReport>,
+}
+
+impl State {
+    pub(super) fn retire(&mut self, link: &Arc<Link>) {
+        self.links.retain(|live| !Arc::ptr_eq(live, link));
+        self.received_before += link.received();
+    }
+}
+
+/// Counts of a consumer at one moment: see [`Consumer::stats`](super::Consumer::stats).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerStats {
+    /// Connections that are subscribed.
+    pub connections: usize,
+    /// Messages delivered and not answered.
+    pub in_flight: u64,
+    /// Messages delivered so far, redeliveries included.
+    pub received: u64,
+    /// Messages finished so far, those given up included.
+    pub finished: u64,
+    /// Messages requeued because of a handler's error.
+    pub requeued: u64,
+    /// Messages given up.
+    pub given_up: u64,
+}
+
+/// What a consumer did until its end: see [`Consumer::shutdown`](super::Consumer::shutdown).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerReport {
+    /// Messages finished, those given up included.
+    pub finished: u64,
+    /// Messages requeued because of a handler's error.
+    pub requeued: u64,
+    /// Messages given up.
+    pub given_up: u64,
+    /// Messages given back at the end without a handler having begun.
+    pub returned: u64,
+    /// Messages whose handlers were stopped by the deadline, or still run because they cannot be stopped. nsqd
+    /// delivers them again.
+    pub abandoned: u64,
+    /// Connections that did not close in time: answers may not have reached their nsqds, which deliver those messages
+    /// again.
+    pub unflushed: usize,
+}
+
+impl ConsumerReport {
+    /// Whether every handler ended by itself and every answer was written.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.abandoned == 0 && self.unflushed == 0
+    }
+}

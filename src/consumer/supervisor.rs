@@ -1,0 +1,263 @@
+//! The one task that owns a consumer's connections, discovery and flow.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::flow::{ConnectionId, Flow, Outcome};
+use super::link::{Command, Link};
+use super::mailbox::Event;
+use super::node::{self, Node};
+use super::state::{Control, State};
+use crate::discovery::{Changes, Discovery, LookupdStatus};
+
+/// How long a worker may hold messages behind a handler that blocks its thread before another worker gets them. Only
+/// looked at while workers hold any.
+const STUCK: Duration = Duration::from_millis(5);
+
+pub(super) struct Supervisor {
+    pub(super) shared: Arc<node::Shared>,
+    pub(super) flow: Flow,
+    pub(super) discovery: Option<Discovery>,
+    /// The nsqds by address, each with the way to tell its node to leave.
+    pub(super) nodes: HashMap<Arc<str>, watch::Sender<bool>>,
+    /// Addresses set by the user, which discovery never removes.
+    pub(super) pinned: Vec<Arc<str>>,
+    pub(super) node_tasks: JoinSet<()>,
+    pub(super) workers: JoinSet<()>,
+    pub(super) links: BTreeMap<ConnectionId, Known>,
+    pub(super) reports_success: Arc<AtomicBool>,
+    pub(super) control: mpsc::Receiver<Control>,
+    pub(super) state: watch::Sender<State>,
+}
+
+/// A connection as the supervisor knows it.
+pub(super) struct Known {
+    pub(super) link: Arc<Link>,
+    /// How many messages it had delivered at the last look.
+    received: u64,
+}
+
+/// Why the supervisor's loop woke up.
+enum Woken {
+    Mail,
+    FlowTimer,
+    Discovered(Changes),
+    HoldersDue,
+    Control(Option<Control>),
+}
+
+impl Supervisor {
+    /// Runs until the consumer is shut down or dropped.
+    pub(super) async fn run(mut self) {
+        for address in self.pinned.clone() {
+            self.add_node(address);
+        }
+        let mut holding = false;
+        loop {
+            self.look_around();
+            match self.wait(holding).await {
+                Woken::Mail => holding |= self.handle_mail(),
+                Woken::FlowTimer => self.flow.handle_timeout(Instant::now().into_std()),
+                Woken::Discovered(changes) => self.handle_discovered(changes),
+                Woken::HoldersDue => holding = self.shared.inbox.take_back_stuck(),
+                Woken::Control(Some(Control::SetMaxInFlight(max))) => {
+                    self.flow.set_max_in_flight(max, Instant::now().into_std());
+                }
+                Woken::Control(Some(Control::Shutdown { deadline })) => {
+                    self.shut_down(Some(deadline)).await;
+                    return;
+                }
+                Woken::Control(None) => {
+                    self.shut_down(None).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn wait(&mut self, holding: bool) -> Woken {
+        let timer = self.flow.poll_timeout().map(Instant::from_std);
+        tokio::select! {
+            () = self.shared.mailbox.arrived() => Woken::Mail,
+            () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => Woken::FlowTimer,
+            changes = discovered(&mut self.discovery) => Woken::Discovered(changes),
+            () = sleep(STUCK), if holding => Woken::HoldersDue,
+            control = self.control.recv() => Woken::Control(control),
+        }
+    }
+
+    /// Handles what has arrived. Returns whether a worker has begun to hold messages.
+    pub(super) fn handle_mail(&mut self) -> bool {
+        let mut holding = false;
+        let now = Instant::now().into_std();
+        for event in self.shared.mailbox.take() {
+            match event {
+                Event::Connected(link) => {
+                    self.flow.handle_connected(link.id, link.max_rdy_count, now);
+                    let address = Arc::clone(&link.address);
+                    self.links.insert(
+                        link.id,
+                        Known {
+                            link: Arc::clone(&link),
+                            received: 0,
+                        },
+                    );
+                    self.state.send_modify(|state| {
+                        state.failing.remove(&address);
+                        state.links.push(link);
+                    });
+                }
+                Event::Lost { address, link, error } => {
+                    if let Some(link) = link {
+                        self.flow.handle_closed(link.id, now);
+                        self.links.remove(&link.id);
+                        self.state.send_modify(|state| state.retire(&link));
+                    }
+                    if let Some(discovery) = &mut self.discovery {
+                        discovery.poll_soon();
+                    }
+                    if self.nodes.contains_key(&address) {
+                        let error = self.explain(&address, error);
+                        self.state.send_modify(|state| {
+                            state.failing.insert(address, error);
+                        });
+                    }
+                }
+                Event::Handled { link, answer, outcome } => {
+                    self.handle_outcome(outcome);
+                    // On a lost connection nsqd takes the message back by itself.
+                    let _lost_with_its_connection = link.send(answer);
+                }
+                Event::Holding => holding = true,
+            }
+            self.write_rdy();
+        }
+        holding
+    }
+
+    /// RDY goes out before the answer that caused its change.
+    fn handle_outcome(&mut self, outcome: Outcome) {
+        self.flow.handle_outcome(outcome, Instant::now().into_std());
+        self.write_rdy();
+    }
+
+    fn write_rdy(&mut self) {
+        while let Some(change) = self.flow.poll_rdy() {
+            if let Some(known) = self.links.get(&change.id) {
+                // A connection that is gone needs no RDY.
+                let _lost_with_its_connection = known.link.send(Command::Rdy(change.rdy));
+            }
+        }
+        let reports = self.flow.wants_outcome(Outcome::Success);
+        self.reports_success.store(reports, Ordering::Relaxed);
+    }
+
+    /// Tells the flow what connections have in flight, and connections when to speak up about it.
+    fn look_around(&mut self) {
+        let now = Instant::now().into_std();
+        for (id, known) in &mut self.links {
+            let received = known.link.received();
+            let news = received != std::mem::replace(&mut known.received, received);
+            self.flow.handle_in_flight(*id, known.link.in_flight(), news, now);
+        }
+        self.write_rdy();
+        for (id, known) in &self.links {
+            let (below, above) = (self.flow.notify_below(*id), self.flow.notify_above(*id));
+            known.link.notify_at(below, above);
+            // It may have changed before the marks were set.
+            let in_flight = known.link.in_flight();
+            if below.is_some_and(|below| in_flight <= below) || above.is_some_and(|above| in_flight > above) {
+                self.shared.mailbox.notify();
+            }
+        }
+    }
+
+    fn handle_discovered(&mut self, changes: Changes) {
+        for address in changes.added {
+            self.add_node(address);
+        }
+        for address in changes.removed {
+            if !self.pinned.contains(&address) {
+                self.remove_node(&address);
+            }
+        }
+        let Some(discovery) = &self.discovery else { return };
+        let lookups = discovery.view().lookupds().iter();
+        let lookups = lookups.map(|lookupd| {
+            let failing = match lookupd.status() {
+                LookupdStatus::Failing { error, .. } => Some(error.clone()),
+                _ => None,
+            };
+            (Arc::clone(lookupd.address()), failing)
+        });
+        let lookups = lookups.collect();
+        self.state.send_modify(|state| state.lookups = lookups);
+    }
+
+    fn add_node(&mut self, address: Arc<str>) {
+        if self.nodes.contains_key(&address) {
+            return;
+        }
+        let (leave, leaving) = watch::channel(false);
+        let node = Node {
+            shared: Arc::clone(&self.shared),
+            address: Arc::clone(&address),
+            leaving,
+        };
+        self.node_tasks.spawn(node.run());
+        self.nodes.insert(address, leave);
+    }
+
+    /// Leaves an nsqd: it sends nothing more, what it has in flight is still answered, and then the connection closes.
+    fn remove_node(&mut self, address: &Arc<str>) {
+        let Some(leave) = self.nodes.remove(address) else {
+            return;
+        };
+        leave.send_replace(true);
+        self.state.send_modify(|state| {
+            state.failing.remove(address);
+        });
+        let now = Instant::now().into_std();
+        for known in self.links.values().filter(|known| known.link.address == *address) {
+            self.flow.handle_closing(known.link.id, now);
+            for command in [Command::StartClose, Command::Close] {
+                let _lost_with_its_connection = known.link.send(command);
+            }
+        }
+    }
+
+    /// Adds where an unreachable address comes from: it is the commonest mistake with nsqlookupd in containers.
+    fn explain(&self, address: &Arc<str>, error: crate::Error) -> crate::Error {
+        let announced_by = self
+            .discovery
+            .as_ref()
+            .filter(|_| error.kind() == crate::ErrorKind::Unreachable && !self.pinned.contains(address))
+            .and_then(|discovery| discovery.view().announced_by(address));
+        match announced_by {
+            Some(lookupd) => crate::Error::new(
+                crate::ErrorKind::Unreachable,
+                crate::Step::Dial,
+                format!(
+                    "cannot be reached at the address that nsqlookupd {lookupd} announces; if that is not an address for \
+                     this host, set nsqd's broadcast-address"
+                ),
+            )
+            .at(address)
+            .because(error),
+            None => error,
+        }
+    }
+}
+
+async fn discovered(discovery: &mut Option<Discovery>) -> Changes {
+    match discovery {
+        Some(discovery) => discovery.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,320 @@
+//! A worker runs handlers, one at a time; a consumer has as many workers as handlers may run at once.
+
+use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::task::{coop, yield_now};
+use tokio::time::Instant;
+
+use super::flow::Outcome;
+use super::handler::{BoxError, Handler, Verdict};
+use super::inbox::{Delivery, Inbox, Pace, Take};
+use super::link::{Command, Link};
+use super::mailbox::{Event, Mailbox};
+use super::message::Message;
+use crate::protocol::MessageId;
+
+/// A handler that keeps its thread for longer than this, on average, is run side by side with others: waking another
+/// worker costs a few microseconds.
+const BUSY: Duration = Duration::from_micros(20);
+
+/// What is called with a message that is given up.
+pub(super) type GiveUpHook = Arc<dyn Fn(Message) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// What becomes of messages that are not handled.
+#[derive(Clone)]
+pub(super) struct Rules {
+    /// 0 is no limit.
+    pub(super) max_attempts: u16,
+    pub(super) default_requeue_delay: Duration,
+    pub(super) max_requeue_delay: Duration,
+    pub(super) give_up: Option<GiveUpHook>,
+}
+
+impl Rules {
+    /// go-nsq's: the default delay times the attempts so far, up to the maximum.
+    fn requeue_delay(&self, attempts: u16) -> Duration {
+        self.default_requeue_delay
+            .saturating_mul(u32::from(attempts))
+            .min(self.max_requeue_delay)
+    }
+}
+
+/// What has become of messages, over all of a consumer's life.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) finished: AtomicU64,
+    pub(super) requeued: AtomicU64,
+    pub(super) given_up: AtomicU64,
+    /// Given back without being begun.
+    pub(super) returned: AtomicU64,
+    /// Handlers that were stopped in the middle.
+    pub(super) abandoned: AtomicU64,
+}
+
+/// What all workers of a consumer share.
+pub(super) struct Shop<H> {
+    pub(super) handler: H,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) rules: Rules,
+    pub(super) counts: Arc<Counts>,
+    /// Whether the flow wants to hear of successes: only while it backs off.
+    pub(super) reports_success: Arc<AtomicBool>,
+}
+
+pub(super) struct Worker<H> {
+    number: usize,
+    shop: Arc<Shop<H>>,
+    answers: Answers,
+}
+
+/// Answers of one connection that are handed over together.
+#[derive(Default)]
+struct Answers {
+    link: Option<Arc<Link>>,
+    commands: Vec<Command>,
+}
+
+impl<H: Handler> Worker<H> {
+    pub(super) fn new(number: usize, shop: Arc<Shop<H>>) -> Self {
+        Self {
+            number,
+            shop,
+            answers: Answers::default(),
+        }
+    }
+
+    /// Takes and handles messages until the inbox is closed.
+    pub(super) async fn run(mut self) {
+        loop {
+            let shop = &self.shop;
+            match poll_fn(|cx| shop.inbox.poll_take(self.number, cx)).await {
+                Take::Closed => return,
+                Take::Messages { unwatched: true } => shop.mailbox.send(Event::Holding),
+                Take::Messages { unwatched: false } => {}
+            }
+            let pace = self.work_through().await;
+            self.shop.inbox.adapt(pace);
+            // The driver that was just woken sits in this thread's slot for the next task, which no other thread can
+            // take from. Were the next handler to block, answers and heartbeats would wait for it (C1).
+            if self.answers.hand_over() || pace == Pace::Busy {
+                yield_now().await;
+            } else {
+                coop::consume_budget().await;
+            }
+        }
+    }
+
+    /// Handles the group that was taken.
+    async fn work_through(&mut self) -> Pace {
+        let shop = Arc::clone(&self.shop);
+        let begun = Instant::now();
+        let mut handled: u32 = 0;
+        while let Some(delivery) = shop.inbox.next(self.number) {
+            if self.handle(&shop, delivery).await == Pace::Waited {
+                return Pace::Waited;
+            }
+            handled += 1;
+            // Reading the clock after each message would cost as much as the message.
+            if handled.is_power_of_two() && begun.elapsed() > BUSY * handled {
+                shop.inbox.give_back(self.number);
+                return Pace::Busy;
+            }
+        }
+        Pace::Quick
+    }
+
+    /// Handles one message. If the handler has to wait, the rest of the group is given back first.
+    async fn handle(&mut self, shop: &Shop<H>, delivery: Delivery) -> Pace {
+        let Delivery { message, link } = delivery;
+        let (id, attempts) = (message.id, message.attempts);
+        let lease = Lease::new(&link, id, &shop.counts);
+        let mut pace = Pace::Quick;
+        // Kept for the hook, which may be needed after the handler has taken the message.
+        let kept = shop.rules.give_up.is_some().then(|| message.clone());
+        let verdict = if shop.rules.max_attempts > 0 && attempts > shop.rules.max_attempts {
+            Err(Verdict::GiveUp)
+        } else {
+            let message = Message::new(message, Arc::clone(&link));
+            let mut handling = pin!(catch_panic(|| shop.handler.handle(message)));
+            let first = poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await;
+            let result = match first {
+                Poll::Ready(result) => result,
+                Poll::Pending => {
+                    pace = Pace::Waited;
+                    self.answers.hand_over();
+                    shop.inbox.give_back(self.number);
+                    handling.await
+                }
+            };
+            judge(result, &link, id)
+        };
+        let verdict = match verdict {
+            Err(Verdict::GiveUp) => {
+                pace = Pace::Waited;
+                self.answers.hand_over();
+                shop.inbox.give_back(self.number);
+                tracing::warn!(nsqd = %link.address, %id, attempts, "message is given up");
+                shop.give_up(kept.map(|message| Message::new(message, Arc::clone(&link))))
+                    .await
+            }
+            verdict => verdict,
+        };
+        lease.answered();
+        self.answer(shop, &link, id, attempts, verdict);
+        pace
+    }
+
+    fn answer(&mut self, shop: &Shop<H>, link: &Arc<Link>, id: MessageId, attempts: u16, verdict: Result<(), Verdict>) {
+        let (answer, outcome) = match verdict {
+            Ok(()) | Err(Verdict::GiveUp) => {
+                shop.counts.finished.fetch_add(1, Ordering::Relaxed);
+                (Command::Finish(id), Outcome::Success)
+            }
+            Err(Verdict::Requeue { delay, backoff }) => {
+                shop.counts.requeued.fetch_add(1, Ordering::Relaxed);
+                let delay = delay.unwrap_or_else(|| shop.rules.requeue_delay(attempts));
+                let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                let outcome = if backoff {
+                    Outcome::Failure
+                } else {
+                    Outcome::FailureWithoutBackoff
+                };
+                (Command::Requeue { id, delay_ms }, outcome)
+            }
+        };
+        if outcome == Outcome::Success && !shop.reports_success.load(Ordering::Relaxed) {
+            self.answers.push(link, answer);
+        } else {
+            shop.mailbox.send(Event::Handled {
+                link: Arc::clone(link),
+                answer,
+                outcome,
+            });
+        }
+    }
+}
+
+impl<H> Shop<H> {
+    /// Calls the give-up hook, if there is one, with the message. A hook that panics has not dealt with the message,
+    /// so it is requeued.
+    async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
+        if let (Some(hook), Some(message)) = (&self.rules.give_up, message) {
+            let called = catch_panic(|| {
+                let calling = hook(message);
+                async {
+                    calling.await;
+                    Ok::<(), BoxError>(())
+                }
+            });
+            if let Err(error) = called.await {
+                tracing::error!(%error, "the give-up hook failed; the message is requeued");
+                return Err(Verdict::PLAIN);
+            }
+        }
+        self.counts.given_up.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What a handler's result means for its message.
+fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
+    result.map_err(|error| {
+        tracing::debug!(nsqd = %link.address, %id, error = &*error as &dyn std::error::Error, "handler failed");
+        Verdict::of(&error)
+    })
+}
+
+impl Answers {
+    fn push(&mut self, link: &Arc<Link>, answer: Command) {
+        // Messages of one read lie side by side, so this changes rarely.
+        if self.link.as_ref().is_none_or(|current| !Arc::ptr_eq(current, link)) {
+            self.hand_over();
+            self.link = Some(Arc::clone(link));
+        }
+        self.commands.push(answer);
+    }
+
+    /// Returns whether a driver was asleep and has been woken.
+    fn hand_over(&mut self) -> bool {
+        match &self.link {
+            Some(link) if !self.commands.is_empty() => link.send_all(&mut self.commands),
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        // A worker that is stopped still says what was done.
+        self.hand_over();
+    }
+}
+
+/// The duty to answer a message. If a worker is stopped in the middle of a handler, the message is given back.
+struct Lease<'a> {
+    link: Option<&'a Link>,
+    id: MessageId,
+    counts: &'a Counts,
+}
+
+impl<'a> Lease<'a> {
+    fn new(link: &'a Link, id: MessageId, counts: &'a Counts) -> Self {
+        Self {
+            link: Some(link),
+            id,
+            counts,
+        }
+    }
+
+    fn answered(mut self) {
+        self.link = None;
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if let Some(link) = self.link {
+            self.counts.abandoned.fetch_add(1, Ordering::Relaxed);
+            // On a lost connection nsqd takes the message back by itself.
+            let _lost_with_its_connection = link.send(Command::Requeue {
+                id: self.id,
+                delay_ms: 0,
+            });
+        }
+    }
+}
+
+/// Runs what `make` makes and turns a panic, in either, into an error: it stays within its message.
+///
+/// What the panic left half-done belongs to the handler, which knows that it shares state with others.
+async fn catch_panic<F, E>(make: impl FnOnce() -> F) -> Result<(), BoxError>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    let future = catch_unwind(AssertUnwindSafe(make)).map_err(|payload| panicked(&*payload))?;
+    let mut future = pin!(future);
+    poll_fn(
+        |cx: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(poll) => poll.map_err(Into::into),
+            Err(payload) => Poll::Ready(Err(panicked(&*payload))),
+        },
+    )
+    .await
+}
+
+fn panicked(payload: &(dyn Any + Send)) -> BoxError {
+    let said = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", said.unwrap_or("no text")).into()
+}

@@ -1,0 +1,324 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::time::timeout;
+
+use super::scripted::{Reply, Scripted, found, http};
+use super::*;
+use crate::error::ErrorKind;
+use crate::transport::MemoryNetwork;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn discovery(network: &MemoryNetwork, lookupds: &[&str]) -> Discovery {
+    // Without jitter the times of rounds are exact.
+    let options = DiscoveryOptions {
+        poll_jitter: 0.0,
+        ..DiscoveryOptions::default()
+    };
+    with_options(network, lookupds, &options).unwrap()
+}
+
+fn with_options(network: &MemoryNetwork, lookupds: &[&str], options: &DiscoveryOptions) -> Result<Discovery> {
+    let topic = Topic::new("orders").unwrap();
+    Discovery::new(topic, lookupds, Arc::new(network.connector()), options, 1)
+}
+
+fn names(addresses: &[Arc<str>]) -> Vec<&str> {
+    addresses.iter().map(|address| &**address).collect()
+}
+
+fn unknown() -> Reply {
+    Reply::Send(http("404 Not Found", r#"{"message":"TOPIC_NOT_FOUND"}"#))
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_the_first_call_asks_all_at_once_and_unites() {
+    let network = MemoryNetwork::new();
+    let _a = Scripted::start(&network, "a:4161", |_| found(&["x", "y"]));
+    let _b = Scripted::start(&network, "b:4161", |_| found(&["y", "z"]));
+    let start = Instant::now();
+    let mut discovery = discovery(&network, &["a:4161", "http://b:4161/"]);
+    let changes = discovery.next().await;
+    assert_eq!(names(&changes.added), ["x:4150", "y:4150", "z:4150"]);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(discovery.view().announced_by("z:4150").map(|l| &**l), Some("b:4161"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_hanging_lookupd_delays_a_round_by_its_timeout_at_most() {
+    let network = MemoryNetwork::new();
+    let hang = |_| Reply::Hang;
+    let _servers = ["a:4161", "b:4161", "c:4161"].map(|address| Scripted::start(&network, address, hang));
+    let _good = Scripted::start(&network, "d:4161", |_| found(&["x"]));
+    let start = Instant::now();
+    let mut discovery = discovery(&network, &["a:4161", "b:4161", "c:4161", "d:4161", "refuses:4161"]);
+    let changes = discovery.next().await;
+    assert_eq!(names(&changes.added), ["x:4150"]);
+    // Timers count in whole milliseconds, rounded up.
+    assert!(
+        start.elapsed() <= 2 * SECOND + Duration::from_millis(1),
+        "{:?}",
+        start.elapsed()
+    );
+    let failing = discovery.view().lookupds().iter();
+    let failing = failing.filter(|lookupd| matches!(lookupd.status(), LookupdStatus::Failing { .. }));
+    assert_eq!(failing.count(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_polls_are_fast_until_the_topic_exists_then_at_the_interval() {
+    let network = MemoryNetwork::new();
+    let _server = Scripted::start(&network, "a:4161", |n| if n < 3 { unknown() } else { found(&["x"]) });
+    let mut discovery = discovery(&network, &["a:4161"]);
+    let start = Instant::now();
+    let mut rounds = Vec::new();
+    for _ in 0..6 {
+        let changes = discovery.next().await;
+        rounds.push((start.elapsed().as_secs(), changes.added.len()));
+    }
+    assert_eq!(rounds, [(0, 0), (1, 0), (3, 0), (7, 1), (67, 0), (127, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_dropped_future_is_resumed_not_restarted() {
+    let network = MemoryNetwork::new();
+    let server = Scripted::start(&network, "a:4161", |n| if n == 0 { Reply::Hang } else { found(&["x"]) });
+    let mut discovery = discovery(&network, &["a:4161"]);
+    let start = Instant::now();
+    // An owner with much else to do: the round and the waiting are interrupted every 10 ms.
+    let changes = loop {
+        if let Ok(changes) = timeout(Duration::from_millis(10), discovery.next()).await {
+            if !changes.is_empty() {
+                break changes;
+            }
+        }
+    };
+    assert_eq!(names(&changes.added), ["x:4150"]);
+    // The timeout of the first round and the first fast delay, no matter how often it was interrupted.
+    assert_eq!(start.elapsed().as_secs(), 3);
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_vanished_nsqd_goes_after_three_clean_rounds() {
+    let network = MemoryNetwork::new();
+    let _a = Scripted::start(&network, "a:4161", |n| {
+        if n == 0 { found(&["x", "y"]) } else { found(&["y"]) }
+    });
+    let mut discovery = discovery(&network, &["a:4161"]);
+    let mut removed = Vec::new();
+    for _ in 0..4 {
+        removed.push(discovery.next().await.removed.len());
+    }
+    assert_eq!(removed, [0, 0, 0, 1]);
+    assert_eq!(discovery.view().nodes().collect::<Vec<_>>(), [&Arc::from("y:4150")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_lookupd_that_went_away_takes_nothing_with_it() {
+    let network = MemoryNetwork::new();
+    let gone = Scripted::start(&network, "a:4161", |_| found(&["x"]));
+    let _b = Scripted::start(&network, "b:4161", |_| found(&["y"]));
+    let mut discovery = discovery(&network, &["a:4161", "b:4161"]);
+    discovery.next().await;
+    drop(gone);
+    for _ in 0..20 {
+        assert!(discovery.next().await.is_empty());
+    }
+    assert_eq!(discovery.view().nodes().len(), 2);
+    let _back = Scripted::start(&network, "a:4161", |_| found(&["x", "z"]));
+    assert_eq!(names(&discovery.next().await.added), ["z:4150"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_poll_soon_brings_one_round_forward_and_does_not_hammer() {
+    let network = MemoryNetwork::new();
+    let server = Scripted::start(&network, "a:4161", |_| found(&["x"]));
+    let mut discovery = discovery(&network, &["a:4161"]);
+    discovery.next().await;
+    sleep(20 * SECOND).await;
+    let lost = Instant::now();
+    discovery.poll_soon();
+    discovery.next().await;
+    assert!(lost.elapsed() <= SECOND, "{:?}", lost.elapsed());
+    // Connections are lost all the time for ten seconds: about one round a second, not one per loss.
+    let before = server.requests().len();
+    let _ = timeout(10 * SECOND, async {
+        loop {
+            discovery.poll_soon();
+            let _ = timeout(Duration::from_millis(1), discovery.next()).await;
+        }
+    })
+    .await;
+    let rounds = server.requests().len() - before;
+    assert!((5..=10).contains(&rounds), "{rounds}");
+    // Quiet again: back to the interval, after the round that may be under way and the one that was asked for during it.
+    discovery.next().await;
+    discovery.next().await;
+    let quiet = Instant::now();
+    discovery.next().await;
+    assert_eq!(quiet.elapsed().as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_poll_soon_during_a_round_asks_once_more_after_it() {
+    let network = MemoryNetwork::new();
+    let _a = Scripted::start(&network, "a:4161", |_| found(&["x"]));
+    let _slow = Scripted::start(&network, "b:4161", |n| if n == 1 { Reply::Hang } else { found(&["x"]) });
+    let mut discovery = discovery(&network, &["a:4161", "b:4161"]);
+    discovery.next().await;
+    assert!(
+        timeout(61 * SECOND, discovery.next()).await.is_err(),
+        "the second round hangs"
+    );
+    discovery.poll_soon();
+    discovery.next().await;
+    let soon = Instant::now();
+    discovery.next().await;
+    assert!(soon.elapsed() <= SECOND, "{:?}", soon.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_a_huge_number_of_nsqds_is_cut_to_the_limit() {
+    let network = MemoryNetwork::new();
+    let hosts: Vec<_> = (0..5000).map(|number| format!("nsqd{number}")).collect();
+    let _a = Scripted::start(&network, "a:4161", move |n| {
+        let mut hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
+        // nsqlookupd promises no order.
+        hosts.rotate_left(n * 1234);
+        found(&hosts)
+    });
+    let mut discovery = discovery(&network, &["a:4161"]);
+    let (changes, log) = logged(discovery.next()).await;
+    assert_eq!(changes.added.len(), 1000);
+    assert_eq!(discovery.view().ignored(), 4000);
+    assert_eq!(log.iter().filter(|line| line.starts_with("WARN")).count(), 1, "{log:?}");
+    for _ in 0..3 {
+        let (changes, log) = logged(discovery.next()).await;
+        assert!(changes.is_empty());
+        assert!(log.is_empty(), "{log:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_the_log_tells_each_change_once() {
+    let network = MemoryNetwork::new();
+    let _a = Scripted::start(&network, "a:4161", |n| match n {
+        0 | 1 => unknown(),
+        2..5 => Reply::Send(http("500 Internal Server Error", "broken")),
+        _ => found(&["x"]),
+    });
+    let mut discovery = discovery(&network, &["a:4161"]);
+    let mut lines = Vec::new();
+    for _ in 0..8 {
+        let (_, log) = logged(discovery.next()).await;
+        lines.extend(log);
+    }
+    let expected = [
+        ("DEBUG", "does not know the topic"),
+        ("WARN", "broken"),
+        ("INFO", "answers again"),
+        ("DEBUG", "nsqd found"),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, (level, text)) in lines.iter().zip(expected) {
+        assert!(line.starts_with(level) && line.contains(text), "{line}");
+        assert!(line.contains("a:4161") && line.contains("orders"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn options_and_addresses_are_checked_before_anything_is_asked() {
+    let network = MemoryNetwork::new();
+    let default = DiscoveryOptions::default;
+    let kind = |lookupds: &[&str], options: DiscoveryOptions| {
+        with_options(&network, lookupds, &options)
+            .err()
+            .map(|error| error.kind())
+    };
+    assert_eq!(kind(&["a:4161"], default()), None);
+    assert_eq!(kind(&[], default()), Some(ErrorKind::Invalid));
+    assert_eq!(kind(&["a:4161", "b"], default()), Some(ErrorKind::Invalid));
+    assert_eq!(kind(&["https://a:4161"], default()), Some(ErrorKind::Unsupported));
+    for poll_interval in [Duration::ZERO, Duration::MAX] {
+        let options = DiscoveryOptions {
+            poll_interval,
+            ..default()
+        };
+        assert_eq!(kind(&["a:4161"], options), Some(ErrorKind::Invalid));
+    }
+    for poll_jitter in [-0.1, 1.1, f64::NAN] {
+        let options = DiscoveryOptions {
+            poll_jitter,
+            ..default()
+        };
+        assert_eq!(kind(&["a:4161"], options), Some(ErrorKind::Invalid));
+    }
+    let options = DiscoveryOptions {
+        timeout: Duration::ZERO,
+        ..default()
+    };
+    assert_eq!(kind(&["a:4161"], options), Some(ErrorKind::Invalid));
+    let options = DiscoveryOptions {
+        max_nodes: 0,
+        ..default()
+    };
+    assert_eq!(kind(&["a:4161"], options), Some(ErrorKind::Invalid));
+    let twice = with_options(&network, &["a:4161", "http://a:4161/"], &default()).unwrap();
+    assert_eq!(twice.view().lookupds().len(), 1);
+}
+
+#[test]
+fn discovery_can_live_in_a_spawned_task() {
+    fn send<T: Send>() {}
+    send::<Discovery>();
+}
+
+/// Runs the future and returns what this crate logged meanwhile, one line an event. Only single-threaded runtimes.
+async fn logged<T>(future: impl Future<Output = T>) -> (T, Vec<String>) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let guard = tracing::subscriber::set_default(Lines {
+        lines: Arc::clone(&lines),
+        spans: AtomicUsize::new(1),
+    });
+    let result = future.await;
+    drop(guard);
+    let lines = lines.lock().unwrap().clone();
+    (result, lines)
+}
+
+struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    spans: AtomicUsize,
+}
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("async_nsq")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(self.spans.fetch_add(1, Ordering::Relaxed) as u64)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!(" {}={value:?}", field.name());
+            }
+        }
+        let mut fields = Fields(event.metadata().level().to_string());
+        event.record(&mut fields);
+        self.lines.lock().unwrap().push(fields.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
