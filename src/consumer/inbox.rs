@@ -206,6 +206,17 @@ impl Inbox {
         unstarted
     }
 
+    /// Forgets what a connection delivered and no handler has begun: the connection is gone, and nsqd delivers these
+    /// messages again. Kept, they would pile up behind stuck handlers with each reconnection.
+    pub(super) fn forget(&self, link: &Arc<Link>) {
+        let of_another = |delivery: &Delivery| !Arc::ptr_eq(&delivery.link, link);
+        let mut state = self.lock();
+        state.messages.retain(of_another);
+        for group in &self.groups {
+            group.lock().messages.retain(of_another);
+        }
+    }
+
     /// Gives back what a burst has made the queues grow to.
     pub(super) fn shrink(&self) {
         let mut state = self.lock();
@@ -312,8 +323,7 @@ mod tests {
     #[test]
     fn c1_what_a_stuck_worker_holds_is_taken_back_and_what_a_moving_one_holds_is_not() {
         let inbox = Inbox::new(2);
-        let waker = Waker::noop();
-        let cx = Context::from_waker(waker);
+        let cx = Context::from_waker(Waker::noop());
         (0..6).for_each(|_| inbox.adapt(Pace::Quick));
         inbox.append(&mut deliveries(10));
         assert_eq!(inbox.poll_take(0, &cx), Poll::Ready(Take::Messages { unwatched: true }));
@@ -329,10 +339,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_lost_connection_delivered_is_forgotten() {
+        let inbox = Inbox::new(1);
+        let cx = Context::from_waker(Waker::noop());
+        let (mut lost, mut kept) = (deliveries(2), deliveries(3));
+        let link = Arc::clone(&lost[0].link);
+        inbox.append(&mut lost);
+        inbox.append(&mut kept);
+        inbox.adapt(Pace::Quick);
+        assert!(inbox.poll_take(0, &cx).is_ready());
+        inbox.forget(&link);
+        assert!(inbox.next(0).is_none());
+        assert_eq!(inbox.close().len(), 3);
+    }
+
+    #[test]
     fn c7_close_returns_all_that_is_not_begun() {
         let inbox = Inbox::new(1);
-        let waker = Waker::noop();
-        let cx = Context::from_waker(waker);
+        let cx = Context::from_waker(Waker::noop());
         inbox.adapt(Pace::Quick);
         inbox.append(&mut deliveries(5));
         assert!(inbox.poll_take(0, &cx).is_ready());

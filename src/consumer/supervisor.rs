@@ -63,7 +63,11 @@ impl Supervisor {
             self.look_around();
             match self.wait(holding).await {
                 Woken::Mail => holding |= self.handle_mail(),
-                Woken::FlowTimer => self.flow.handle_timeout(Instant::now().into_std()),
+                Woken::FlowTimer => {
+                    // The flow judges silence by what it was told.
+                    self.look_around();
+                    self.flow.handle_timeout(Instant::now().into_std());
+                }
                 Woken::Discovered(changes) => self.handle_discovered(changes),
                 Woken::HoldersDue => holding = self.shared.inbox.take_back_stuck(),
                 Woken::Control(Some(Control::SetMaxInFlight(max))) => {
@@ -115,6 +119,7 @@ impl Supervisor {
                 }
                 Event::Lost { address, link, error } => {
                     if let Some(link) = link {
+                        self.shared.inbox.forget(&link);
                         self.flow.handle_closed(link.id, now);
                         self.links.remove(&link.id);
                         self.state.send_modify(|state| state.retire(&link));
