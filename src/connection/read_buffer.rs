@@ -100,8 +100,9 @@ mod tests {
 
     fn fill(buffer: &mut ReadBuffer) {
         buffer.make_room(0);
-        let room = buffer.bytes().capacity() - buffer.bytes().len();
-        buffer.bytes().resize(buffer.current.len() + room, 7);
+        let full = buffer.bytes().capacity();
+        let room = full - buffer.bytes().len();
+        buffer.bytes().resize(full, 7);
         buffer.handle_read(room, room);
     }
 
