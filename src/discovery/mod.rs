@@ -2,7 +2,6 @@
 //!
 //! [`Discovery`] asks all nsqlookupds at once, at the times that `schedule` chooses, and lets [`View`] unite what they
 //! say. It spawns nothing: it lives in the task of its owner and runs while that awaits [`Discovery::next`].
-#![allow(dead_code)]
 
 mod poll;
 mod schedule;

@@ -1,9 +1,11 @@
 //! An HTTP server for the tests that says exactly the bytes it is told to.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use crate::transport::{BoxIo, MemoryNetwork};
 
@@ -13,6 +15,8 @@ pub(super) enum Reply {
     Send(Vec<u8>),
     /// Send this and close the connection.
     SendAndClose(Vec<u8>),
+    /// Send this after a while.
+    SendAfter(Duration, Vec<u8>),
     /// Never answer.
     Hang,
 }
@@ -74,6 +78,10 @@ async fn answer(mut stream: BoxIo, reply: Reply) {
         Reply::SendAndClose(bytes) => {
             let _ = stream.write_all(&bytes).await;
             false
+        }
+        Reply::SendAfter(delay, bytes) => {
+            sleep(delay).await;
+            stream.write_all(&bytes).await.is_ok()
         }
         Reply::Hang => true,
     };

@@ -81,7 +81,7 @@ struct Limits {
     delay: Duration,
 }
 
-/// What the end of a producer left unconfirmed: see [`Producer::shutdown`].
+/// What was left unconfirmed when a producer was shut down: see [`Producer::shutdown`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerReport {

@@ -95,7 +95,10 @@ impl Node {
                         // The role has finished: nothing is pending.
                         Ok(()) => break,
                         Err(error) => {
-                            leftover.unknown += role.connection_lost(written.written(), &error);
+                            let unknown = role.connection_lost(written.written(), &error);
+                            if *self.phase.borrow() != Phase::Running {
+                                leftover.unknown += unknown;
+                            }
                             reconnect.handle_lost(Instant::now().into_std());
                             error
                         }

@@ -1,9 +1,10 @@
 //! nsqlookupd's answer to `/lookup`.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 /// Where the messages of a topic are: nsqlookupd's answer to `/lookup?topic=...`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,50 +65,73 @@ impl LookupProducer {
 /// [`LookupError`] if the body is not JSON, not an object with a list of producers, or an old envelope that reports a
 /// failure.
 pub fn parse_lookup(body: &[u8]) -> Result<Lookup, LookupError> {
-    let mut value: Value = serde_json::from_slice(body).map_err(LookupError::Json)?;
-    if value.get("producers").is_none() {
-        value = open_envelope(value)?;
+    let answer: Answer<'_> = parse(body)?;
+    if answer.producers.is_some() {
+        return answer.read();
     }
-    let Value::Object(mut object) = value else {
-        return Err(LookupError::Shape);
-    };
-    let producers = match object.remove("producers") {
-        Some(Value::Array(producers)) => producers,
-        Some(Value::Null) => Vec::new(),
-        _ => return Err(LookupError::Shape),
-    };
-    let channels = match object.remove("channels") {
-        Some(Value::Array(channels)) => channels,
-        _ => Vec::new(),
-    };
-    let mut lookup = Lookup {
-        channels: channels
-            .iter()
-            .filter_map(|name| name.as_str().map(str::to_owned))
-            .collect(),
-        ..Lookup::default()
-    };
-    for entry in producers {
-        match serde_json::from_value::<LookupProducer>(entry) {
-            Ok(producer) if !producer.broadcast_address.is_empty() && producer.tcp_port != 0 => {
-                lookup.producers.push(producer);
-            }
-            _ => lookup.malformed += 1,
-        }
+    match (answer.status_code, answer.data) {
+        (Some(200), Some(data)) => parse::<Answer<'_>>(data.get().as_bytes())?.read(),
+        (Some(200) | None, _) => Err(LookupError::Shape),
+        (Some(_), _) => Err(LookupError::Status(answer.status_txt.unwrap_or_default().into_owned())),
     }
-    Ok(lookup)
 }
 
-fn open_envelope(mut value: Value) -> Result<Value, LookupError> {
-    let status = value.get("status_code").and_then(Value::as_u64);
-    match status {
-        Some(200) => Ok(value.get_mut("data").map(Value::take).unwrap_or_default()),
-        Some(_) => {
-            let text = value.get("status_txt").and_then(Value::as_str).unwrap_or_default();
-            Err(LookupError::Status(text.to_owned()))
+/// Either form of the answer. Lists stay unread text until each entry is looked at by itself: a tree of all of them
+/// would take a hundred times the body's size, which is the peer's choice.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(default, borrow, deserialize_with = "present")]
+    producers: Option<&'a RawValue>,
+    #[serde(borrow)]
+    channels: Option<&'a RawValue>,
+    status_code: Option<u64>,
+    #[serde(borrow)]
+    status_txt: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+impl Answer<'_> {
+    fn read(self) -> Result<Lookup, LookupError> {
+        let mut lookup = Lookup::default();
+        let Some(producers) = self.producers else {
+            return Err(LookupError::Shape);
+        };
+        for entry in entries(producers)? {
+            match serde_json::from_str::<LookupProducer>(entry.get()) {
+                Ok(producer) if !producer.broadcast_address.is_empty() && producer.tcp_port != 0 => {
+                    lookup.producers.push(producer);
+                }
+                _ => lookup.malformed += 1,
+            }
         }
-        None => Err(LookupError::Shape),
+        if let Some(channels) = self.channels {
+            let names = entries(channels)?.into_iter();
+            lookup.channels = names.filter_map(|name| serde_json::from_str(name.get()).ok()).collect();
+        }
+        Ok(lookup)
     }
+}
+
+/// Keeps `null` apart from a field that is not there.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(value: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(value).map(Some)
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, LookupError> {
+    // serde would also take an array for a struct.
+    let is_object = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    match serde_json::from_slice(text) {
+        Ok(value) if is_object => Ok(value),
+        Err(error) if error.is_syntax() || error.is_eof() => Err(LookupError::Json(error)),
+        _ => Err(LookupError::Shape),
+    }
+}
+
+/// The entries of a list; Go writes an empty one as `null`, too.
+fn entries(list: &RawValue) -> Result<Vec<&RawValue>, LookupError> {
+    let entries: Option<Vec<&RawValue>> = serde_json::from_str(list.get()).map_err(|_| LookupError::Shape)?;
+    Ok(entries.unwrap_or_default())
 }
 
 /// Why a body is not an answer of nsqlookupd.

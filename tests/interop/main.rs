@@ -3,4 +3,6 @@
 mod broker;
 mod harness;
 mod identify_again;
+mod publishing;
+mod topology;
 mod wire;
