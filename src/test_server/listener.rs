@@ -33,7 +33,8 @@ enum Place {
 enum State {
     Tcp(TcpListener),
     Memory(MemoryListener),
-    /// A bound socket that does not listen refuses connections and keeps the port from being given to anyone else.
+    /// A bound socket that does not listen refuses connections and keeps the system from giving the port to anyone who
+    /// asks for a free one.
     Closed(Option<TcpSocket>),
 }
 
