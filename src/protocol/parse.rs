@@ -260,7 +260,7 @@ pub struct CommandError {
 }
 
 impl CommandError {
-    fn new(text: impl Into<Bytes>) -> Self {
+    pub(crate) fn new(text: impl Into<Bytes>) -> Self {
         Self { text: text.into() }
     }
 
