@@ -80,6 +80,8 @@ pub(crate) struct Driver<R> {
     // answers pile up.
     owes_nop: bool,
     finished: bool,
+    // A write has failed: what is read from here on are the peer's last words.
+    dying: bool,
     liveness: Liveness,
     // Frames that came with the handshake's last answer have to be looked at before the first read.
     unread: bool,
@@ -98,6 +100,7 @@ impl<R: Role> Driver<R> {
             needs_flush: false,
             owes_nop: false,
             finished: false,
+            dying: false,
             liveness: Liveness::new(connection.heartbeat_interval),
         }
     }
@@ -183,8 +186,10 @@ impl<R: Role> Driver<R> {
         Ok(moved)
     }
 
-    /// A write has failed. What the peer has sent before that still counts: answers, and why it closes.
+    /// A write has failed. What the peer has sent before that still counts: answers, and why it closes. Messages do
+    /// not: no answer to them could leave, and nsqd gives them to somebody else.
     fn last_words(&mut self, cx: &mut Context<'_>, failure: Error) -> Error {
+        self.dying = true;
         for _ in 0..TURNS_PER_POLL {
             match self.read_in(cx) {
                 Ok(true) => {}
@@ -234,6 +239,7 @@ impl<R: Role> Driver<R> {
         for frame in frames {
             let frame = frame.map_err(|source| Error::new(ErrorKind::Protocol, Step::Read, source.to_string()))?;
             match frame {
+                Frame::Message(_) if self.dying => {}
                 Frame::Message(message) => self.role.handle_message(message)?,
                 Frame::Response(data) if data == protocol::HEARTBEAT => {
                     tracing::trace!(nsqd = %self.address, "heartbeat");

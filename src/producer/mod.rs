@@ -114,7 +114,6 @@ impl Producer {
     }
 
     /// Options before connecting.
-    #[must_use]
     pub fn builder() -> ProducerBuilder {
         ProducerBuilder::new()
     }
