@@ -10,6 +10,8 @@ mod batch;
 mod builder;
 mod node;
 mod pipeline;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
