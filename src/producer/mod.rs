@@ -141,7 +141,9 @@ impl Producer {
         self.submit(Some(topic), Payload::One(body)).await
     }
 
-    /// Publishes all messages or none (MPUB), and waits for nsqd's answer. No message at all is `Ok` at once.
+    /// Publishes several messages with one command (MPUB) and waits for nsqd's answer. No message at all is `Ok` at once.
+    ///
+    /// nsqd takes all of them or none, unless its disk fails in between: that ends as *unknown*.
     ///
     /// ```
     /// # use async_nsq::{Producer, test_server::Nsqd};

@@ -244,6 +244,12 @@ impl PublishRole {
     }
 }
 
+/// nsqd checks an MPUB as a whole, but then stores message by message: when its disk fails, what came before the failed
+/// message stays. An nsqd that is exiting refuses before it stores any.
+fn may_be_stored_in_part(code: ErrorCode, text: &str) -> bool {
+    code == ErrorCode::MpubFailed && !text.ends_with(" exiting")
+}
+
 impl Role for PublishRole {
     fn poll_commands(&mut self, cx: &mut Context<'_>, out: &mut WriteBuffer) -> Queued {
         if self.turns.is_full() {
@@ -298,7 +304,17 @@ impl Role for PublishRole {
             self.apart = self.turns.take_oldest();
             self.apart.iter_mut().for_each(|entry| entry.alone = true);
         } else if !oldest.is_empty() {
-            self.resolve(&Err(refusal.clone()))?;
+            let outcome = if may_be_stored_in_part(code, text) {
+                Error::new(
+                    ErrorKind::Unknown,
+                    Step::Publish,
+                    "nsqd failed while it stored the messages, and may have stored some of them",
+                )
+                .because(refusal.clone())
+            } else {
+                refusal.clone()
+            };
+            self.resolve(&Err(outcome))?;
         }
         Err(refusal)
     }

@@ -125,6 +125,26 @@ async fn p2_rejected_carries_nsqds_code() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p2_a_batch_that_nsqd_may_have_stored_in_part_is_unknown() {
+    for (text, kind) in [
+        (
+            "E_MPUB_FAILED MPUB failed write: no space left on device",
+            ErrorKind::Unknown,
+        ),
+        ("E_MPUB_FAILED MPUB failed exiting", ErrorKind::Rejected),
+    ] {
+        let mut nsqd = ScriptedNsqd::start();
+        let (producer, mut peer) = nsqd.connect().await;
+        let published = tokio::spawn(async move { producer.publish_many("orders", ["one", "two"]).await });
+        peer.command().await;
+        peer.error(text).await;
+        drop(peer);
+        let error = published.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), kind, "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn p2_what_stands_behind_a_refused_command_is_sent_again() {
     let mut nsqd = ScriptedNsqd::start();
     let builder = nsqd.producer().batching(false);
