@@ -1,9 +1,76 @@
-//! The NSQ client for Rust services.
+//! The NSQ client for Rust services: publish to and consume from [nsqd](https://nsq.io) on tokio, with discovery
+//! through nsqlookupd, and a test broker to test services without one.
+//!
+//! # Publish
+//! ```
+//! # #[cfg(feature = "test-server")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use async_nsq::Producer;
+//!
+//! # let nsqd = async_nsq::test_server::Nsqd::start().await?;
+//! # let address = nsqd.address();
+//! let producer = Producer::connect(address).await?; // "127.0.0.1:4150"
+//! producer.publish("orders", r#"{"id":1}"#).await?;
+//! producer.publish_many("orders", ["two", "three"]).await?;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "test-server"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Consume
+//! ```
+//! # #[cfg(feature = "test-server")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use async_nsq::{BoxError, Consumer, Message};
+//!
+//! # let lookupd = async_nsq::test_server::Lookupd::start().await?;
+//! # let lookupd = lookupd.address();
+//! let consumer = Consumer::builder("orders", "billing")
+//!     .lookupd(lookupd) // "127.0.0.1:4161", or .nsqd("127.0.0.1:4150")
+//!     .max_in_flight(200)
+//!     .start(|message: Message| async move {
+//!         println!("{:?}", message.body()); // Ok finishes the message, an error requeues it
+//!         Ok::<(), BoxError>(())
+//!     })
+//!     .await?;
+//! consumer.shutdown(Duration::from_secs(30)).await;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "test-server"))]
+//! # fn main() {}
+//! ```
+//!
+//! # What it guarantees
+//! * `Ok` from a publish means that nsqd answered OK. An error is *invalid*, *rejected*, *not sent* or *unknown*
+//!   ([`ErrorKind`]), and every publish ends within its deadline.
+//! * Dropping a publish shifts nobody's answer; one bad message fails alone.
+//! * Memory is bounded: by what may be pending, by `max_in_flight`, and by limits on all that a peer controls.
+//! * Reading, heartbeats and answers never wait for a handler. Each message is answered once.
+//! * Connections are replaced when they break or fall silent, for ever, with delays from 100 ms to 60 s.
+//!
+//! NSQ delivers *at least once* and in no particular order; handlers must bear a message that comes twice.
+//!
+//! # Feature flags
+//! | flag | default | what it adds |
+//! | --- | --- | --- |
+//! | `test-server` | no | [`test_server`](https://docs.rs/async-nsq/latest/async_nsq/test_server/): nsqd and nsqlookupd within the process, for tests |
+//!
+//! Without any flag the crate is complete for connections in clear text. TLS, compression and AUTH are not there yet.
+//!
+//! # Logs
+//! The crate logs with [`tracing`]: connections made at `info`, lost ones and messages given up at `warn`, failed
+//! handlers at `debug`, heartbeats at `trace`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backoff;
 pub mod protocol;
-
+#[cfg(feature = "test-server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-server")))]
+pub mod test_server;
 pub mod transport;
 
 mod config;
@@ -16,7 +83,8 @@ mod producer;
 
 pub use config::ConnectionConfig;
 pub use consumer::{
-    BoxError, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats, Handler, HandlerError, Message,
+    BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats, Handler, HandlerError,
+    Message, PauseReason,
 };
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};

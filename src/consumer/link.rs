@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use super::flow::ConnectionId;
+use super::flow::{ConnectionId, PauseReason};
 use super::mailbox::Mailbox;
+use super::state::ConnectionStats;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::MessageId;
 
@@ -46,6 +47,8 @@ pub(super) struct Link {
     // Where the supervisor wants to hear of the number in flight. `below` is stored plus one, so that 0 is "nowhere".
     notify_below: AtomicU32,
     notify_above: AtomicU32,
+    /// What the flow has decided: RDY, and why it is 0 if it is.
+    decided: Mutex<(u32, Option<PauseReason>)>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +71,7 @@ impl Link {
             received: AtomicU64::new(0),
             notify_below: AtomicU32::new(0),
             notify_above: AtomicU32::new(u32::MAX),
+            decided: Mutex::default(),
         }
     }
 
@@ -161,6 +165,22 @@ impl Link {
     /// How many messages have been delivered so far.
     pub(super) fn received(&self) -> u64 {
         self.received.load(Ordering::SeqCst)
+    }
+
+    /// For whoever asks: what the flow has decided.
+    pub(super) fn set_decided(&self, rdy: u32, paused: Option<PauseReason>) {
+        *self.decided.lock().unwrap_or_else(PoisonError::into_inner) = (rdy, paused);
+    }
+
+    pub(super) fn stats(&self) -> ConnectionStats {
+        let (rdy, paused) = *self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        ConnectionStats {
+            nsqd: Arc::clone(&self.address),
+            rdy,
+            paused,
+            in_flight: self.in_flight(),
+            received: self.received(),
+        }
     }
 
     /// The session's count, once per turn.

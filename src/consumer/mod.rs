@@ -31,9 +31,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 pub use self::builder::ConsumerBuilder;
+pub use self::flow::PauseReason;
 pub use self::handler::{BoxError, Handler, HandlerError};
 pub use self::message::Message;
-pub use self::state::{ConsumerReport, ConsumerStats};
+pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats};
 use self::state::{Control, State};
 use self::worker::Counts;
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -150,7 +151,15 @@ impl Consumer {
             finished: self.counts.finished.load(Ordering::Relaxed),
             requeued: self.counts.requeued.load(Ordering::Relaxed),
             given_up: self.counts.given_up.load(Ordering::Relaxed),
+            backoff_level: self.counts.backoff_level.load(Ordering::Relaxed),
         }
+    }
+
+    /// The connections that are subscribed, as of now, each with its RDY and the reason if that is 0. It waits for
+    /// nothing.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionStats> {
+        self.state.borrow().links.iter().map(|link| link.stats()).collect()
     }
 
     /// Changes how many messages may be in flight, from now on; 0 pauses the consumer.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::flow::PauseReason;
 use super::link::Link;
 use crate::error::Error;
 
@@ -37,6 +38,22 @@ impl State {
     }
 }
 
+/// One connection of a consumer at one moment: see [`Consumer::connections`](super::Consumer::connections).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionStats {
+    /// The address of the nsqd, as configured or discovered.
+    pub nsqd: Arc<str>,
+    /// How many messages nsqd may have in flight to this connection.
+    pub rdy: u32,
+    /// Why `rdy` is 0, if it is: the answer to "why does nothing come?".
+    pub paused: Option<PauseReason>,
+    /// Messages delivered and not answered.
+    pub in_flight: u32,
+    /// Messages delivered by this connection.
+    pub received: u64,
+}
+
 /// Counts of a consumer at one moment: see [`Consumer::stats`](super::Consumer::stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -53,6 +70,8 @@ pub struct ConsumerStats {
     pub requeued: u64,
     /// Messages given up.
     pub given_up: u64,
+    /// Failures that are not yet made up for by successes; above 0 the consumer is in backoff.
+    pub backoff_level: u32,
 }
 
 /// What a consumer did until its end: see [`Consumer::shutdown`](super::Consumer::shutdown).

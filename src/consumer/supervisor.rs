@@ -172,7 +172,10 @@ impl Supervisor {
             self.flow.handle_in_flight(*id, known.link.in_flight(), news, now);
         }
         self.write_rdy();
+        let level = self.flow.backoff_level();
+        self.shared.counts.backoff_level.store(level, Ordering::Relaxed);
         for (id, known) in &self.links {
+            known.link.set_decided(self.flow.rdy(*id), self.flow.pause_reason(*id));
             let (below, above) = (self.flow.notify_below(*id), self.flow.notify_above(*id));
             known.link.notify_at(below, above);
             // It may have changed before the marks were set.

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub(super) struct Counts {
     pub(super) returned: AtomicU64,
     /// Handlers that were stopped in the middle.
     pub(super) abandoned: AtomicU64,
+    /// The flow's, for whoever asks.
+    pub(super) backoff_level: AtomicU32,
 }
 
 /// What all workers of a consumer share.

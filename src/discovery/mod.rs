@@ -87,6 +87,7 @@ pub(crate) struct Discovery {
     view: View,
     phase: Phase,
     round_began: Instant,
+    was_clean: bool,
     /// Whether [`Discovery::poll_soon`] was called since the last round began.
     soon: bool,
 }
@@ -132,6 +133,7 @@ impl Discovery {
             view: View::new(addresses, options.max_nodes, options.min_absence),
             phase: Phase::Due,
             round_began: Instant::now(),
+            was_clean: true,
             soon: false,
             topic,
         })
@@ -221,8 +223,10 @@ impl Discovery {
         let was_full = self.view.ignored() > 0;
         let changes = self.view.poll_round_finished(Instant::now().into_std());
         log_nodes(&self.topic, &self.view, &changes, was_full);
-        let settled = self.view.last_round_clean() && self.view.nodes().len() > 0;
-        let mut delay = self.schedule.after_round(settled);
+        let clean = self.view.last_round_clean();
+        let changed = !changes.added.is_empty() || !changes.removed.is_empty() || clean != self.was_clean;
+        self.was_clean = clean;
+        let mut delay = self.schedule.after_round(changed);
         if self.soon {
             delay = delay.min(self.schedule.soon(self.round_began.elapsed()));
         }

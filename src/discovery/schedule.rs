@@ -7,14 +7,16 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 /// The delays between the rounds.
 ///
-/// While something is amiss (no nsqd known, or an nsqlookupd failed in the last round) the delays are 1 s, 2 s, 4 s and
-/// so on up to the interval; otherwise they are the interval. Each is shortened at random, so that many clients that
-/// started together do not stay together: `delay × (1 − jitter × random / 2)`, with `random` uniform in `[0, 1)`.
+/// They are 1 s, 2 s, 4 s and so on up to the interval, and begin anew with whatever changes: nsqds found or dropped, an
+/// nsqlookupd that begins to fail or recovers. Nsqds seldom appear alone (a topic spreads over all of them within
+/// seconds), so one that has just been found is a reason to look again soon. Each delay is shortened at random, so that
+/// many clients that started together do not stay together: `delay × (1 − jitter × random / 2)`, with `random` uniform
+/// in `[0, 1)`.
 #[derive(Debug)]
 pub(super) struct PollSchedule {
     interval: Duration,
     jitter: f64,
-    fast: Duration,
+    next: Duration,
     random: fastrand::Rng,
 }
 
@@ -24,21 +26,18 @@ impl PollSchedule {
         Self {
             interval,
             jitter,
-            fast: SHORTEST.min(interval),
+            next: SHORTEST.min(interval),
             random: fastrand::Rng::with_seed(seed),
         }
     }
 
-    /// The delay after a round; `settled` says that it knew of an nsqd and that no nsqlookupd failed.
-    pub(super) fn after_round(&mut self, settled: bool) -> Duration {
-        let delay = if settled {
-            self.fast = SHORTEST.min(self.interval);
-            self.interval
-        } else {
-            let delay = self.fast;
-            self.fast = delay.saturating_mul(2).min(self.interval);
-            delay
-        };
+    /// The delay after a round; `changed` says that it found things other than the round before.
+    pub(super) fn after_round(&mut self, changed: bool) -> Duration {
+        if changed {
+            self.next = SHORTEST.min(self.interval);
+        }
+        let delay = self.next;
+        self.next = delay.saturating_mul(2).min(self.interval);
         delay.mul_f64(1.0 - self.jitter * self.random.f64() / 2.0)
     }
 
@@ -66,9 +65,11 @@ mod tests {
         let mut schedule = PollSchedule::new(MINUTE, 0.0, 1);
         let delays = seconds((0..8).map(|_| schedule.after_round(false)));
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(schedule.after_round(true), MINUTE);
-        // The next trouble begins with fast polls again.
-        assert_eq!(seconds((0..2).map(|_| schedule.after_round(false))), [1, 2]);
+        // Whatever changes begins with fast polls again.
+        assert_eq!(
+            seconds([true, false, false, true].map(|changed| schedule.after_round(changed))),
+            [1, 2, 4, 1]
+        );
     }
 
     #[test]
@@ -84,7 +85,9 @@ mod tests {
     fn n5_jitter_shortens_by_at_most_half_its_share_and_follows_the_seed() {
         let mut schedule = PollSchedule::new(MINUTE, 0.3, 7);
         let mut twin = PollSchedule::new(MINUTE, 0.3, 7);
-        let delays: Vec<_> = (0..1000).map(|_| schedule.after_round(true)).collect();
+        // Up to the interval.
+        (0..6).for_each(|_| assert_eq!(schedule.after_round(false), twin.after_round(false)));
+        let delays: Vec<_> = (0..1000).map(|_| schedule.after_round(false)).collect();
         assert!(
             delays
                 .iter()
@@ -92,7 +95,7 @@ mod tests {
         );
         assert!(delays.iter().any(|&delay| delay < MINUTE.mul_f64(0.9)));
         assert!(delays.iter().any(|&delay| delay > MINUTE.mul_f64(0.95)));
-        assert!(delays.iter().all(|&delay| delay == twin.after_round(true)));
+        assert!(delays.iter().all(|&delay| delay == twin.after_round(false)));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty()
     }
@@ -85,6 +86,7 @@ impl Lookupd {
     }
 
     /// When the answer that is in use was given, if there ever was a good one. Also told while it fails.
+    #[cfg(test)]
     pub(crate) fn answered_at(&self) -> Option<Instant> {
         self.answered_at
     }

@@ -13,7 +13,7 @@
 //! | [`ErrorCode`] | what an error frame means for the connection |
 //! | [`parse_lookup`] | nsqlookupd's JSON, current and pre-1.0 |
 //!
-//! This is the low-level layer; services use `Producer` and `Consumer`.
+//! This is the low-level layer; services use [`Producer`](crate::Producer) and [`Consumer`](crate::Consumer).
 
 pub mod command;
 mod error_code;

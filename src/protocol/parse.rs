@@ -260,7 +260,7 @@ pub struct CommandError {
 }
 
 impl CommandError {
-    fn new(text: impl Into<Bytes>) -> Self {
+    pub(crate) fn new(text: impl Into<Bytes>) -> Self {
         Self { text: text.into() }
     }
 
@@ -535,7 +535,6 @@ fn quote(text: &[u8]) -> String {
 
 /// What a line amounts to.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum CommandHead {
     /// A command without a body.
     Command(Command),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
@@ -132,10 +133,16 @@ impl MemoryListener {
     /// # Cancel safety
     /// Dropping the future loses no connection.
     pub async fn accept(&mut self) -> BoxIo {
-        match self.incoming.recv().await {
-            Some(stream) => Box::new(stream),
-            // Another listener has taken the address over, which `listen` allows only once this one is gone.
-            None => std::future::pending().await,
+        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// [`accept`](Self::accept) as a poll, for a listener behind a lock.
+    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<BoxIo> {
+        match self.incoming.poll_recv(cx) {
+            Poll::Ready(Some(stream)) => Poll::Ready(Box::new(stream)),
+            // Without senders, another listener has taken the address over, which `listen` allows only once this one
+            // is gone.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 }

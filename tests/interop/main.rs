@@ -1,4 +1,5 @@
 //! Tests against the real nsqd and nsqlookupd, which `tests/interop/install-brokers.sh` builds.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
 mod broker;
 mod harness;

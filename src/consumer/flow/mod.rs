@@ -67,9 +67,10 @@ pub(crate) struct RdyChange {
     pub(crate) rdy: u32,
 }
 
-/// Why a connection has RDY 0.
+/// Why nsqd is to send nothing on a connection, that is, why its RDY is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PauseReason {
+#[non_exhaustive]
+pub enum PauseReason {
     /// Messages failed: the whole consumer waits, or tries one message on another connection.
     Backoff,
     /// `max_in_flight` is 0.
@@ -303,12 +304,9 @@ impl Flow {
         })
     }
 
-    pub(crate) fn max_in_flight(&self) -> u32 {
-        self.options.max_in_flight
-    }
-
     /// By how much the sum of max(RDY, in flight) is above `max_in_flight`: what nsqd sent before it read a lowered
     /// RDY, or sent again. It is worked off before any RDY rises.
+    #[cfg(test)]
     pub(crate) fn excess(&self) -> u32 {
         rdy::total_charge(&self.connections).saturating_sub(self.options.max_in_flight)
     }

@@ -1,0 +1,349 @@
+//! The handle of a broker: [`Nsqd`].
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::broker::Shared;
+use super::builder::NsqdBuilder;
+use super::client::Link;
+use super::faults::Faults;
+use super::listener::{Door, split_address};
+use super::lookupd::{Registration, Registry};
+use super::options::Options;
+use super::session::Session;
+use super::stats::{ChannelStats, Received, Stats, TopicStats, WaitError};
+use crate::error::{Error, Result};
+use crate::name::{Channel, Topic};
+use crate::protocol::Command;
+
+/// The deadline of [`Nsqd::wait_for`].
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An nsqd within this process.
+///
+/// It runs on tasks of the tokio runtime in which it was started. Dropping it closes its listener and ends its
+/// connections and tasks; what they were about to write is lost.
+///
+/// ```
+/// use async_nsq::test_server::Nsqd;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let nsqd = Nsqd::start().await?;
+/// println!("listening on {}", nsqd.address());
+///
+/// nsqd.publish("orders", "the first")?;
+/// assert_eq!(nsqd.topic("orders").map(|topic| topic.depth), Some(1));
+/// assert_eq!(nsqd.drain("orders", "billing")?, ["the first"]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Nsqd {
+    shared: Arc<Shared>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Nsqd {
+    /// Starts a broker of the default configuration on a free loopback port.
+    ///
+    /// # Errors
+    /// If no port can be opened.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn start() -> io::Result<Self> {
+        Self::builder().start().await
+    }
+
+    /// Configures a broker.
+    pub fn builder() -> NsqdBuilder {
+        NsqdBuilder::default()
+    }
+
+    pub(super) fn open(options: Options, door: Door, lookupds: Vec<Registry>) -> io::Result<Self> {
+        let (host, port) = split_address(door.address())?;
+        let host = options.broadcast_address.clone().unwrap_or(host);
+        let registrations = lookupds
+            .into_iter()
+            .map(|registry| Registration::new(registry, host.clone(), port))
+            .collect();
+        let shared = Arc::new(Shared::new(options, door, registrations));
+        let accepting = tokio::spawn(accept(Arc::clone(&shared)));
+        let clock = tokio::spawn(Arc::clone(&shared).run_clock());
+        Ok(Self {
+            shared,
+            tasks: [accepting.abort_handle(), clock.abort_handle()],
+        })
+    }
+
+    /// Where clients connect: `127.0.0.1:port`, or the address within the memory network. It stays the same for the
+    /// life of this handle.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.shared.door.address()
+    }
+
+    /// The state of everything at this moment.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.read(|state| state.stats())
+    }
+
+    /// The state of a topic, if it exists.
+    #[must_use]
+    pub fn topic(&self, topic: &str) -> Option<TopicStats> {
+        self.stats().topic(topic).cloned()
+    }
+
+    /// The state of a channel, if it exists.
+    #[must_use]
+    pub fn channel(&self, topic: &str, channel: &str) -> Option<ChannelStats> {
+        self.stats().channel(topic, channel).cloned()
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.read(|state| state.clients.len())
+    }
+
+    /// Waits until the state fulfils the condition, and returns that state. The condition is asked at each change, so
+    /// nothing that lasts is missed and nobody sleeps for luck.
+    ///
+    /// # Errors
+    /// [`WaitError`] after ten seconds on tokio's clock. Its text, also by `unwrap`, shows the last state.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn wait_for(&self, condition: impl FnMut(&Stats) -> bool) -> Result<Stats, WaitError> {
+        self.wait_for_within(PATIENCE, condition).await
+    }
+
+    /// [`wait_for`](Self::wait_for) with a deadline of your own: needed for what takes long on a paused clock.
+    ///
+    /// # Errors
+    /// [`WaitError`] once `patience` is over.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn wait_for_within(
+        &self,
+        patience: Duration,
+        mut condition: impl FnMut(&Stats) -> bool,
+    ) -> Result<Stats, WaitError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let changed = self.shared.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // From here on no change is missed, though it happens before the await.
+            changed.as_mut().enable();
+            let stats = self.stats();
+            if condition(&stats) {
+                return Ok(stats);
+            }
+            if timeout_at(deadline, changed).await.is_err() {
+                return Err(WaitError {
+                    waited: patience,
+                    last: Box::new(self.stats()),
+                });
+            }
+        }
+    }
+
+    /// Every well-formed command received, oldest first, as far back as
+    /// [`record_commands`](NsqdBuilder::record_commands) reaches. Refused ones are among them if they could be read.
+    #[must_use]
+    pub fn commands(&self) -> Vec<Received> {
+        self.shared.read(|state| state.received())
+    }
+
+    /// The messages that clients have sent to this topic by PUB, MPUB and DPUB, oldest first, as far back as
+    /// [`commands`](Self::commands) reaches.
+    #[must_use]
+    pub fn published(&self, topic: &str) -> Vec<Bytes> {
+        let mut published = Vec::new();
+        for received in self.commands() {
+            match received.command {
+                Command::Pub { topic: to, body } | Command::Dpub { topic: to, body, .. } if to == topic => {
+                    published.push(body);
+                }
+                Command::Mpub { topic: to, bodies } if to == topic => published.extend(bodies),
+                _ => {}
+            }
+        }
+        published
+    }
+
+    /// Forgets the record of received commands.
+    pub fn clear_commands(&self) {
+        self.shared.change(|state| state.clear_record());
+    }
+
+    /// Publishes a message without a client. No fault applies to it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the name is not valid, or the body is empty or larger than
+    /// the largest message, or the queue has no room for it.
+    pub fn publish<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        let topic = topic.try_into()?;
+        let body = body.into();
+        let max = self.shared.options.limits.max_msg_size;
+        if body.is_empty() || body.len() > max {
+            let len = body.len();
+            return Err(Error::invalid(format!(
+                "a message of {len} bytes, allowed are 1 to {max}"
+            )));
+        }
+        self.shared
+            .change(|state| state.publish(topic.as_str(), &[body], None, Instant::now()))
+            .map_err(Error::invalid)
+    }
+
+    /// Takes the messages that wait in a channel, as if a consumer had finished them. The channel is created if it
+    /// does not exist, and as a topic's first one gets what the topic has kept so far.
+    ///
+    /// What is in flight or deferred stays where it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if a name is not valid.
+    pub fn drain<T, C>(&self, topic: T, channel: C) -> Result<Vec<Bytes>>
+    where
+        T: TryInto<Topic>,
+        C: TryInto<Channel>,
+        Error: From<T::Error> + From<C::Error>,
+    {
+        let (topic, channel) = (topic.try_into()?, channel.try_into()?);
+        Ok(self
+            .shared
+            .change(|state| state.drain(topic.as_str(), channel.as_str(), Instant::now())))
+    }
+
+    /// Makes the broker misbehave.
+    #[must_use]
+    pub fn faults(&self) -> Faults<'_> {
+        Faults { shared: &self.shared }
+    }
+
+    /// Shuts down as nsqd does on SIGTERM: the address refuses connections, existing ones are closed without notice,
+    /// and messages are kept for [`restart`](Self::restart). Those in flight and those deferred are queued again;
+    /// ephemeral topics and channels are gone.
+    ///
+    /// Returns when no connection is left. Stopping twice is allowed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the broker closed, with connections that end on their own, and messages in flight.
+    /// Calling it again completes it.
+    pub async fn stop(&self) {
+        self.close().await;
+        self.shared.change(|state| state.settle_for_restart());
+    }
+
+    /// Dies as nsqd does on SIGKILL: as [`stop`](Self::stop), but all messages are lost. Topics and channels are
+    /// remembered.
+    ///
+    /// # Cancel safety
+    /// As [`stop`](Self::stop).
+    pub async fn kill(&self) {
+        self.close().await;
+        self.shared.change(|state| {
+            state.settle_for_restart();
+            state.forget_messages();
+        });
+    }
+
+    /// Starts again at the same address, with the messages kept. One that runs is stopped first.
+    ///
+    /// # Errors
+    /// If the address was taken by someone else meanwhile, which the broker prevents as far as the system lets it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the broker stopped, or about to be.
+    pub async fn restart(&self) -> io::Result<()> {
+        if !self.shared.read(|state| state.closed) {
+            self.stop().await;
+        }
+        self.shared.change(|state| {
+            state.closed = false;
+            state.register_all();
+        });
+        self.shared.door.open()
+    }
+
+    async fn close(&self) {
+        self.shared.door.close();
+        self.end_connections();
+        loop {
+            let changed = self.shared.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            if self.connections() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn end_connections(&self) {
+        let tasks = self.shared.change(|state| {
+            state.closed = true;
+            state.unregister_all();
+            state.tasks()
+        });
+        // Not under the lock: a task that ends takes it to sign off.
+        for task in tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Gives each connection its task.
+async fn accept(shared: Arc<Shared>) {
+    loop {
+        let (io, remote) = shared.door.accept().await;
+        let link = Arc::new(Link::default());
+        let Some(id) = shared.change(|state| state.add_client(Arc::clone(&link), remote)) else {
+            continue;
+        };
+        // Not under the lock: a runtime that shuts down drops the session at once, and that takes the lock.
+        let session = Session::new(id, Arc::clone(&shared), link, io);
+        let task = tokio::spawn(session.run()).abort_handle();
+        let closed = shared.change(|state| {
+            if let Some(client) = state.clients.get_mut(&id) {
+                client.task = Some(task.clone());
+            }
+            state.closed
+        });
+        if closed {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Nsqd {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.shared.door.demolish();
+        self.end_connections();
+    }
+}
+
+impl fmt::Debug for Nsqd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nsqd")
+            .field("address", &self.address())
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,47 @@
+//! A topic: it makes messages of bodies and copies them to its channels.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::message::{IdGenerator, weight};
+use crate::protocol::Message;
+
+#[derive(Debug, Default)]
+pub(super) struct Topic {
+    pub(super) ids: IdGenerator,
+    /// The keys of the channels, by name.
+    pub(super) channels: BTreeMap<String, usize>,
+    pub(super) message_count: u64,
+    /// What waits for the first channel, with the delay that begins there.
+    waiting: VecDeque<(Message, Option<Duration>)>,
+    bytes: usize,
+}
+
+impl Topic {
+    /// Keeps a message until there is a channel.
+    pub(super) fn keep(&mut self, message: Message, delay: Option<Duration>) {
+        self.bytes += weight(&message);
+        self.waiting.push_back((message, delay));
+    }
+
+    /// The backlog, for the first channel.
+    pub(super) fn take_waiting(&mut self) -> VecDeque<(Message, Option<Duration>)> {
+        self.bytes = 0;
+        std::mem::take(&mut self.waiting)
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// After a restart, delays have passed.
+    pub(super) fn forget_delays(&mut self) {
+        for (_, delay) in &mut self.waiting {
+            *delay = None;
+        }
+    }
+}
