@@ -25,8 +25,9 @@ use cli::{Failure, Progress};
 /// How long to look for an nsqd before saying that there is none.
 const SEARCH: Duration = Duration::from_secs(5);
 
-/// Shorter than [`SEARCH`], so that an address that swallows connections is told as the reason.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an nsqd may take to accept a connection, and again to answer on it. Together shorter than [`SEARCH`], so that
+/// one that keeps silent is told as the reason.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the end may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,8 +93,11 @@ async fn run() -> Result<(), Failure> {
 }
 
 async fn start(args: &Args, handler: Counter) -> Result<Consumer, Failure> {
+    let connection = ConnectionConfig::new()
+        .dial_timeout(ANSWER_TIMEOUT)
+        .handshake_timeout(ANSWER_TIMEOUT);
     let mut builder = Consumer::builder(&args.topic, &args.channel)
-        .connection(ConnectionConfig::new().dial_timeout(DIAL_TIMEOUT))
+        .connection(connection)
         .max_in_flight(args.max_in_flight)
         // By default a message is given up at its sixth delivery. This program must not decide that: no limit.
         .max_attempts(0);
@@ -110,7 +114,7 @@ async fn start(args: &Args, handler: Counter) -> Result<Consumer, Failure> {
 async fn follow(consumer: &Consumer, work: &Work, progress: &mut Progress) -> Result<(), Failure> {
     match consumer.ready(SEARCH).await {
         Ok(()) => {}
-        // No failure behind it: nsqlookupd answers and knows no nsqd with the topic yet. That may change.
+        // Nothing has failed: an nsqlookupd answers and knows no nsqd with the topic yet. That may change.
         Err(error) if error.source().is_none() => progress.note(&format!("waiting: {error}")),
         Err(error) => return Err(error.into()),
     }

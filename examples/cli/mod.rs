@@ -1,6 +1,7 @@
 //! What the command-line examples have in common: arguments, errors of one line, signals and progress.
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use async_nsq::ErrorKind;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{Instant, Interval, interval_at};
 
 /// Something is wrong with what the user has typed.
@@ -199,11 +200,17 @@ impl Progress {
 
 fn bar(verb: &str, total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{wide_bar} {pos}/{len}, {per_sec}, {eta} left"),
-        None => (ProgressBar::new_spinner(), "{spinner} {pos} in {elapsed}, {per_sec}"),
+        Some(total) => (ProgressBar::new(total), "{wide_bar} {pos}/{len}, {rate}, {eta} left"),
+        None => (ProgressBar::new_spinner(), "{spinner} {pos} in {elapsed}, {rate}"),
     };
     let style = ProgressStyle::with_template(&format!("{verb} {template}"));
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(
+        style.with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // A rate that cannot be shown is no reason to stop.
+            let _unshown = write!(out, "{:.0}/s", state.per_sec());
+        }),
+    )
 }
 
 fn rate(count: u64, time: Duration) -> f64 {
