@@ -89,3 +89,8 @@ pub use consumer::{
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};
 pub use producer::{Producer, ProducerBuilder, ProducerReport};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

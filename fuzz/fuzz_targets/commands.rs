@@ -126,7 +126,10 @@ fn parse(bytes: &[u8], cuts: &[u8]) -> Vec<Command> {
         if rest.is_empty() {
             return commands;
         }
-        let len = cuts.next().map_or(rest.len(), |cut| usize::from(*cut) + 1).min(rest.len());
+        let len = cuts
+            .next()
+            .map_or(rest.len(), |cut| usize::from(*cut) + 1)
+            .min(rest.len());
         input.extend_from_slice(&rest[..len]);
         rest = &rest[len..];
     }

@@ -36,11 +36,17 @@ fn decode_split(bytes: &[u8], cuts: &[u8]) -> Decoded {
     let mut rest = bytes;
     let mut cuts = cuts.iter().cycle();
     while !rest.is_empty() && !frames.last().is_some_and(Result::is_err) {
-        let len = cuts.next().map_or(rest.len(), |cut| usize::from(*cut) + 1).min(rest.len());
+        let len = cuts
+            .next()
+            .map_or(rest.len(), |cut| usize::from(*cut) + 1)
+            .min(rest.len());
         buffer.extend_from_slice(&rest[..len]);
         rest = &rest[len..];
         frames.extend(decoder.decode(&mut buffer));
-        assert!(decoder.missing() <= MAX_MSG_SIZE + 34, "more is asked for than the limit allows");
+        assert!(
+            decoder.missing() <= MAX_MSG_SIZE + 34,
+            "more is asked for than the limit allows"
+        );
     }
     frames
 }

@@ -46,8 +46,8 @@ use crate::protocol::command;
 /// its own result. The messages of one topic are sent in the order in which they were published.
 ///
 /// # Drop
-/// Dropping the last clone ends the connection in the background once nothing is pending, and at once if nothing is.
-/// Use [`shutdown`](Self::shutdown) to wait for it.
+/// Dropping the last clone ends the connection in the background once nothing is pending, at once if nothing is, and
+/// after 30 s in any case. Use [`shutdown`](Self::shutdown) to wait for it.
 ///
 /// ```
 /// use async_nsq::{Producer, test_server::Nsqd};

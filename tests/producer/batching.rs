@@ -80,7 +80,9 @@ async fn a_topics_order_is_kept_around_what_cannot_be_joined() {
     };
     let (outcomes, ()) = tokio::join!(calls, peer_side);
     let (a, b, c, d, e, f, g, h, i) = outcomes;
-    [a, b, c, d, e, f, g, h, i].map(Result::unwrap);
+    for outcome in [a, b, c, d, e, f, g, h, i] {
+        outcome.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,12 @@
 //! P4: a publish future dropped at any await point shifts nobody's answer and leaks nothing.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use async_nsq::ErrorKind;
+use async_nsq::{ErrorKind, Result};
 
 use crate::support::{Command, ScriptedNsqd, settle};
 use crate::{poll_once, publish};
@@ -165,4 +169,33 @@ async fn p4_dropped_and_then_the_connection_lost_is_not_sent_again() {
     peer.ok().await;
     stays.await.unwrap().unwrap();
     peer.expect_nothing(Duration::from_secs(5)).await;
+}
+
+/// A task whose wakers own it, as those of some executors do.
+struct Task(
+    #[expect(dead_code, reason = "it is there to be dropped")] Mutex<Pin<Box<dyn Future<Output = Result<()>> + Send>>>,
+);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn p4_a_publish_may_go_with_the_last_waker_of_another() {
+    let mut nsqd = ScriptedNsqd::start();
+    let (producer, mut peer) = nsqd.connect().await;
+    let mut leaves = Box::pin({
+        let producer = producer.clone();
+        async move { producer.publish("orders", "leaves").await }
+    });
+    assert!(poll_once(leaves.as_mut()).await.is_none());
+    let mut stays = Box::pin(producer.publish("orders", "stays"));
+    let waker = Waker::from(Arc::new(Task(Mutex::new(leaves))));
+    assert!(stays.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    // Another waker takes the place of the task's last one.
+    assert!(poll_once(stays.as_mut()).await.is_none());
+    assert_eq!(peer.command().await, Command::publish("orders", "stays"));
+    peer.ok().await;
+    stays.await.unwrap();
 }

@@ -1,4 +1,5 @@
 //! The producer's promises, each against a scripted nsqd in memory and under a paused clock.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,7 +2,7 @@
 //!
 //! It knows just enough of the protocol to read commands and encode frames, and does nothing by itself: each answer,
 //! delay, cut and lie is the test's. Everything runs in memory, so that a paused clock works.
-#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
