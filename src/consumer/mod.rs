@@ -108,7 +108,8 @@ impl Consumer {
     ///
     /// # Errors
     /// [`ErrorKind::Unreachable`] once `deadline` has passed without a connection, with the reasons in its text and one of
-    /// them as its source; [`ErrorKind::Shutdown`] if the consumer has ended.
+    /// them as its source. There is no source where nothing has failed: an nsqlookupd has answered and knows no nsqd with
+    /// the topic yet, or the first answers are still on their way. [`ErrorKind::Shutdown`] if the consumer has ended.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -200,16 +201,27 @@ fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
     let lookups = state.lookups.iter();
     let failing_lookups = lookups.filter_map(|(_, error)| error.as_ref());
     let causes: Vec<&Error> = state.failing.values().chain(failing_lookups).collect();
-    let silent = state.lookups.iter().filter(|(_, error)| error.is_none());
-    let silent: Vec<&str> = silent.map(|(address, _)| &**address).collect();
-    let reason = match (causes.first(), silent.is_empty()) {
-        (Some(cause), _) if causes.len() == 1 => cause.to_string(),
-        (Some(cause), _) => format!("{cause}; and {} more like this", causes.len() - 1),
-        (None, false) => format!(
-            "nsqlookupd {} knows no nsqd with topic {topic}; has anything been published to it?",
-            silent.join(", ")
-        ),
-        (None, true) => "nothing has answered".to_owned(),
+    let answering = state.lookups.iter().filter(|(_, error)| error.is_none());
+    let answering: Vec<&str> = answering.map(|(address, _)| &**address).collect();
+    // One nsqlookupd that answers is enough for discovery to work, so one that fails is no cause.
+    let unknown_topic = state.nodes == 0 && !answering.is_empty();
+    let causes_told = match causes.as_slice() {
+        [] => String::new(),
+        [cause] => cause.to_string(),
+        [cause, more @ ..] => format!("{cause}; and {} more like this", more.len()),
+    };
+    let reason = match state.nodes {
+        _ if unknown_topic => {
+            let answering = answering.join(", ");
+            let also = if causes.is_empty() { "" } else { " Besides, " };
+            format!(
+                "nsqlookupd {answering} knows no nsqd with topic {topic}; has anything been published to it?\
+                 {also}{causes_told}"
+            )
+        }
+        _ if !causes.is_empty() => causes_told,
+        0 => "no nsqlookupd has answered yet".to_owned(),
+        nodes => format!("{nodes} nsqd(s) known, none of which has answered yet"),
     };
     let error = Error::new(
         ErrorKind::Unreachable,
@@ -217,8 +229,8 @@ fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
         format!("no connection within {deadline:?}: {reason}"),
     );
     match causes.first() {
-        Some(cause) => error.because((*cause).clone()),
-        None => error,
+        Some(cause) if !unknown_topic => error.because((*cause).clone()),
+        _ => error,
     }
 }
 
@@ -229,5 +241,68 @@ impl fmt::Debug for Consumer {
             .field("channel", &self.channel)
             .field("stats", &self.stats())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    fn told(state: &State) -> Error {
+        not_ready(&Topic::new("orders").unwrap(), state, Duration::from_secs(5))
+    }
+
+    fn refused(step: Step) -> Error {
+        Error::new(ErrorKind::Unreachable, step, "refused")
+    }
+
+    #[test]
+    fn an_unknown_topic_is_no_failure_even_if_one_of_two_nsqlookupds_fails() {
+        let lookups = vec![(Arc::from("a:4161"), None)];
+        let mut state = State {
+            lookups,
+            ..State::default()
+        };
+        let error = told(&state);
+        assert!(
+            error.to_string().contains("a:4161 knows no nsqd with topic orders"),
+            "{error}"
+        );
+        state.lookups.push((Arc::from("b:4161"), Some(refused(Step::Lookup))));
+        let error = told(&state);
+        assert!(error.source().is_none());
+        assert!(
+            error.to_string().contains("a:4161 knows no nsqd with topic orders"),
+            "{error}"
+        );
+        assert!(error.to_string().ends_with("Besides, lookup: refused"), "{error}");
+    }
+
+    #[test]
+    fn a_known_nsqd_that_is_silent_is_not_told_as_an_unknown_topic() {
+        let lookups = vec![(Arc::from("a:4161"), None)];
+        let mut state = State {
+            nodes: 1,
+            lookups,
+            ..State::default()
+        };
+        let error = told(&state);
+        assert!(error.to_string().ends_with("none of which has answered yet"), "{error}");
+        state.failing.insert(Arc::from("nsqd:4150"), refused(Step::Dial));
+        let error = told(&state);
+        assert_eq!(error.source().unwrap().to_string(), "dial: refused");
+    }
+
+    #[test]
+    fn a_failing_nsqlookupd_alone_is_a_failure() {
+        let lookups = vec![(Arc::from("b:4161"), Some(refused(Step::Lookup)))];
+        let error = told(&State {
+            lookups,
+            ..State::default()
+        });
+        assert_eq!(error.source().unwrap().to_string(), "lookup: refused");
+        assert!(told(&State::default()).source().is_none());
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct State {
     pub(super) links: Vec<Arc<Link>>,
     /// Messages delivered by connections that have ended.
     pub(super) received_before: u64,
+    /// How many nsqds are known, connected or not.
+    pub(super) nodes: usize,
     /// The nsqds without a connection, and why.
     pub(super) failing: BTreeMap<Arc<str>, Error>,
     /// The nsqlookupds that were asked, and why they could not be.

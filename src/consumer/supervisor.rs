@@ -58,6 +58,7 @@ impl Supervisor {
         for address in self.pinned.clone() {
             self.add_node(address);
         }
+        self.state.send_modify(|state| state.nodes = self.nodes.len());
         let mut holding = false;
         loop {
             self.look_around();
@@ -205,7 +206,10 @@ impl Supervisor {
             (Arc::clone(lookupd.address()), failing)
         });
         let lookups = lookups.collect();
-        self.state.send_modify(|state| state.lookups = lookups);
+        self.state.send_modify(|state| {
+            state.lookups = lookups;
+            state.nodes = self.nodes.len();
+        });
     }
 
     fn add_node(&mut self, address: Arc<str>) {
