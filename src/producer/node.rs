@@ -229,13 +229,21 @@ impl PublishRole {
         let (mut pings, mut publishes): (Vec<_>, Vec<_>) =
             lost.unknown.drain(..).partition(|entry| entry.step() == Step::Ping);
         for (step, entries) in [(Step::Publish, &mut publishes), (Step::Ping, &mut pings)] {
-            let outcome = Err(Error::new(
-                ErrorKind::Unknown,
-                step,
-                "the connection ended before nsqd answered; the message may have arrived",
-            )
-            .because(error.clone()));
-            self.pipeline.resolve(entries, &outcome, &mut self.wakers);
+            let outcome = if error.kind() == ErrorKind::Shutdown {
+                Error::new(
+                    ErrorKind::Unknown,
+                    step,
+                    "the producer was shut down before nsqd answered; the message may have arrived",
+                )
+            } else {
+                Error::new(
+                    ErrorKind::Unknown,
+                    step,
+                    "the connection ended before nsqd answered; the message may have arrived",
+                )
+                .because(error.clone())
+            };
+            self.pipeline.resolve(entries, &Err(outcome), &mut self.wakers);
         }
         self.apart.append(&mut lost.unsent);
         self.pipeline.put_back(self.apart);
