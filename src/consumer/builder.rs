@@ -246,6 +246,7 @@ impl ConsumerBuilder {
             node_tasks: JoinSet::new(),
             workers,
             links: BTreeMap::new(),
+            broken: 0,
             reports_success,
             control,
             state,

@@ -25,7 +25,7 @@ pub(super) enum Command {
     Rdy(u32),
     /// Ask nsqd for no more messages.
     StartClose,
-    /// Everything has been said: close once it is written.
+    /// Close once every message is answered and nsqd has confirmed that there will be no more.
     Close,
 }
 

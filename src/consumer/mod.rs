@@ -8,6 +8,7 @@
 //!                      └── supervisor: flow, discovery ◀─┘ has to know first
 //! ```
 
+mod answers;
 mod builder;
 mod flow;
 mod handler;
@@ -22,6 +23,7 @@ mod state;
 mod supervisor;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -196,6 +198,7 @@ fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
     let reason = match (causes.first(), silent.is_empty()) {
         (Some(cause), _) if causes.len() == 1 => cause.to_string(),
         (Some(cause), _) => format!("{cause}; and {} more like this", causes.len() - 1),
+        (None, _) if !state.nodes.is_empty() => still_trying(&state.nodes),
         (None, false) => format!(
             "nsqlookupd {} knows no nsqd with topic {topic}; has anything been published to it?",
             silent.join(", ")
@@ -210,6 +213,14 @@ fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
     match causes.first() {
         Some(cause) => error.because((*cause).clone()),
         None => error,
+    }
+}
+
+fn still_trying(nodes: &BTreeSet<Arc<str>>) -> String {
+    let first = nodes.first().map_or("", |address| &**address);
+    match nodes.len() {
+        0 | 1 => format!("nsqd {first} has not answered yet"),
+        all => format!("nsqd {first} and {} others have not answered yet", all - 1),
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Session {
     received: u64,
     largest_rdy: u32,
     yielded: bool,
-    /// Told to close once nsqd has confirmed that it sends no more.
+    /// Told to close once nsqd has confirmed that it sends no more and everything is answered.
     closing: bool,
     close_wait: bool,
 }
@@ -111,7 +111,7 @@ impl Role for Session {
             WORTH_A_WRITE.min(self.in_flight as usize)
         };
         match self.link.take(&mut self.commands, at_least, cx.waker()) {
-            Queue::Empty if self.closing && self.close_wait => Queued::Finished,
+            Queue::Empty if self.closing && self.close_wait && self.in_flight == 0 => Queued::Finished,
             Queue::Empty => {
                 self.yielded = false;
                 Queued::Nothing
