@@ -76,9 +76,12 @@ pub(crate) struct Driver<R> {
     read: ReadBuffer,
     write: WriteBuffer,
     needs_flush: bool,
-    // One flag however many heartbeats arrive: a peer cannot make the answers pile up.
+    // One flag however many heartbeats arrive, and it stands until there is room to write: a peer cannot make the
+    // answers pile up.
     owes_nop: bool,
     finished: bool,
+    // A write has failed: what is read from here on are the peer's last words.
+    dying: bool,
     liveness: Liveness,
     // Frames that came with the handshake's last answer have to be looked at before the first read.
     unread: bool,
@@ -97,6 +100,7 @@ impl<R: Role> Driver<R> {
             needs_flush: false,
             owes_nop: false,
             finished: false,
+            dying: false,
             liveness: Liveness::new(connection.heartbeat_interval),
         }
     }
@@ -118,7 +122,10 @@ impl<R: Role> Driver<R> {
             }
             Queued::Finished => self.finished = true,
         }
-        moved |= self.write_out(cx)?;
+        match self.write_out(cx) {
+            Ok(wrote) => moved |= wrote,
+            Err(error) => return Poll::Ready(Err(self.last_words(cx, error))),
+        }
         if self.finished && self.write.is_empty() && !self.needs_flush {
             return Poll::Ready(Ok(Turn::Finished));
         }
@@ -131,13 +138,15 @@ impl<R: Role> Driver<R> {
     }
 
     fn encode(&mut self, cx: &mut Context<'_>) -> Queued {
-        if std::mem::take(&mut self.owes_nop) {
+        let full = self.write.len() >= WRITE_HIGH_WATER;
+        if self.owes_nop && !full {
+            self.owes_nop = false;
             command::nop(self.write.bytes());
         }
         if self.finished {
             return Queued::Finished;
         }
-        if self.write.len() >= WRITE_HIGH_WATER {
+        if full {
             // The socket wakes the driver when it takes more.
             return Queued::Nothing;
         }
@@ -165,12 +174,30 @@ impl<R: Role> Driver<R> {
         }
         if self.needs_flush {
             match Pin::new(&mut self.io).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.needs_flush = false,
+                Poll::Ready(Ok(())) => {
+                    self.needs_flush = false;
+                    self.liveness.handle_write();
+                }
                 Poll::Ready(Err(error)) => return Err(self.lost(Step::Write, error)),
-                Poll::Pending => {}
+                // A stream with a buffer of its own takes bytes although the peer takes none.
+                Poll::Pending => self.liveness.handle_write_blocked(),
             }
         }
         Ok(moved)
+    }
+
+    /// A write has failed. What the peer has sent before that still counts: answers, and why it closes. Messages do
+    /// not: no answer to them could leave, and nsqd gives them to somebody else.
+    fn last_words(&mut self, cx: &mut Context<'_>, failure: Error) -> Error {
+        self.dying = true;
+        for _ in 0..TURNS_PER_POLL {
+            match self.read_in(cx) {
+                Ok(true) => {}
+                Err(error) if error.kind() != ErrorKind::ConnectionLost => return error,
+                Ok(false) | Err(_) => break,
+            }
+        }
+        failure
     }
 
     /// Reads once and hands the frames over. Returns whether anything came.
@@ -212,6 +239,7 @@ impl<R: Role> Driver<R> {
         for frame in frames {
             let frame = frame.map_err(|source| Error::new(ErrorKind::Protocol, Step::Read, source.to_string()))?;
             match frame {
+                Frame::Message(_) if self.dying => {}
                 Frame::Message(message) => self.role.handle_message(message)?,
                 Frame::Response(data) if data == protocol::HEARTBEAT => {
                     tracing::trace!(nsqd = %self.address, "heartbeat");
@@ -225,6 +253,11 @@ impl<R: Role> Driver<R> {
             }
         }
         Ok(())
+    }
+
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let dead = ready!(self.liveness.poll_expired(cx));
+        Poll::Ready(Err(dead.at(&self.address)))
     }
 
     fn lost(&self, step: Step, source: io::Error) -> Error {
@@ -252,14 +285,12 @@ impl<R: Role> Future for Driver<R> {
                     let _unimportant = Pin::new(&mut driver.io).poll_shutdown(cx);
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Pending => {
-                    let silent = ready!(driver.liveness.poll_expired(cx));
-                    return Poll::Ready(Err(silent.at(&driver.address)));
-                }
+                Poll::Pending => return driver.poll_expired(cx),
             }
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
+        // A peer that never pauses may still take nothing.
+        driver.poll_expired(cx)
     }
 }
 

@@ -10,5 +10,5 @@ mod read_buffer;
 mod write_buffer;
 
 pub(crate) use driver::{Driver, Queued, Role};
-pub(crate) use handshake::open;
+pub(crate) use handshake::{Established, open};
 pub(crate) use write_buffer::WriteBuffer;

@@ -69,10 +69,6 @@ impl Turns {
         self.unanswered.len() >= MAX_UNANSWERED_TURNS
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.unanswered.is_empty()
-    }
-
     /// An empty vector to fill with what [`encode`](Self::encode) shall send.
     pub(super) fn scratch(&mut self) -> &mut Vec<Entry> {
         &mut self.scratch
@@ -109,9 +105,13 @@ impl Turns {
         Some(resolved)
     }
 
-    /// How many entries the oldest unanswered command carries.
-    pub(super) fn oldest_len(&self) -> Option<usize> {
-        Some(self.unanswered.front()?.commands.front()?.entries)
+    /// What the oldest unanswered command carries; nothing if there is none.
+    pub(super) fn oldest(&self) -> &[Entry] {
+        let Some(turn) = self.unanswered.front() else {
+            return &[];
+        };
+        let count = turn.commands.front().map_or(0, |command| command.entries);
+        &turn.entries[turn.answered..turn.answered + count]
     }
 
     /// Takes the entries of the oldest command back, to be sent again.

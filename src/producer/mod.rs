@@ -10,6 +10,8 @@ mod batch;
 mod builder;
 mod node;
 mod pipeline;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -112,7 +114,6 @@ impl Producer {
     }
 
     /// Options before connecting.
-    #[must_use]
     pub fn builder() -> ProducerBuilder {
         ProducerBuilder::new()
     }

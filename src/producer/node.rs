@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -11,13 +12,17 @@ use super::batch::{Encoding, Turns};
 use super::pipeline::{Entry, Pipeline, Taken};
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
-use crate::connection::{Driver, Queued, Role, WriteBuffer, open};
+use crate::connection::{Driver, Established, Queued, Role, WriteBuffer, open};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, ErrorCode, Message};
 
 /// How often a turn is put off for callers that were just woken. They come back within microseconds; those that do
 /// not are not waited for.
 const MOST_YIELDS: u8 = 4;
+
+/// How long a connection without any handle left may go on for publishes whose callers have gone. As long as a publish
+/// may take by default; without a limit a peer that lives but never answers would keep the task for ever.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// How far a producer has been shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,8 +63,16 @@ pub(super) struct Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // Also when the task is dropped with its runtime: no caller is left waiting (P3).
-        self.pipeline
-            .end(Error::new(ErrorKind::NotSent, Step::Publish, "the producer has ended"));
+        let (not_sent, unknown) =
+            self.pipeline
+                .end(Error::new(ErrorKind::NotSent, Step::Publish, "the producer has ended"));
+        self.link.send_if_modified(|link| {
+            let early = !matches!(link, Link::Ended(_));
+            if early {
+                *link = Link::Ended(Leftover { not_sent, unknown });
+            }
+            early
+        });
     }
 }
 
@@ -72,36 +85,18 @@ impl Node {
             let mut phase = self.phase.clone();
             let opened = tokio::select! {
                 biased;
-                () = stopping(&mut phase) => break,
+                () = over(&mut phase, &self.pipeline) => break,
                 opened = open(&self.config, &self.address, None) => opened,
             };
             let error = match opened {
                 Ok(connection) => {
-                    tracing::info!(nsqd = %self.address, "producer connected");
                     reconnect.handle_connected(Instant::now().into_std());
-                    self.pipeline.set_unreachable(None);
-                    self.link.send_replace(Link::Connected);
-                    let role = PublishRole::new(Arc::clone(&self.pipeline), self.encoding.clone());
-                    let mut driver = Driver::new(connection, role);
-                    let end = tokio::select! {
-                        biased;
-                        () = stopping(&mut phase) => Err(Error::new(
-                            ErrorKind::Shutdown, Step::Publish, "the producer was shut down before nsqd answered",
-                        )),
-                        end = &mut driver => end,
-                    };
-                    let (role, written) = driver.into_role();
+                    let end = self.publish_over(connection, &mut phase, &mut leftover).await;
+                    reconnect.handle_lost(Instant::now().into_std());
                     match end {
                         // The role has finished: nothing is pending.
                         Ok(()) => break,
-                        Err(error) => {
-                            let unknown = role.connection_lost(written.written(), &error);
-                            if *self.phase.borrow() != Phase::Running {
-                                leftover.unknown += unknown;
-                            }
-                            reconnect.handle_lost(Instant::now().into_std());
-                            error
-                        }
+                        Err(error) => error,
                     }
                 }
                 Err(error) => error,
@@ -115,7 +110,7 @@ impl Node {
             self.link.send_replace(Link::Lost(error));
             tokio::select! {
                 biased;
-                () = stopping(&mut phase) => {}
+                () = over(&mut phase, &self.pipeline) => {}
                 () = sleep(delay) => {}
             }
         }
@@ -126,15 +121,57 @@ impl Node {
         self.link.send_replace(Link::Ended(leftover));
     }
 
+    /// Publishes over a connection until it is lost or the producer has ended.
+    async fn publish_over(
+        &self,
+        connection: Established,
+        phase: &mut watch::Receiver<Phase>,
+        leftover: &mut Leftover,
+    ) -> Result<()> {
+        tracing::info!(nsqd = %self.address, "producer connected");
+        self.pipeline.set_unreachable(None);
+        self.link.send_replace(Link::Connected);
+        let role = PublishRole::new(Arc::clone(&self.pipeline), self.encoding.clone());
+        let mut driver = Driver::new(connection, role);
+        let end = tokio::select! {
+            biased;
+            () = stopping(phase) => Err(Error::new(
+                ErrorKind::Shutdown, Step::Publish, "the producer was shut down before nsqd answered",
+            )),
+            end = &mut driver => end,
+        };
+        let (role, written) = driver.into_role();
+        if let Err(error) = &end {
+            let unknown = role.connection_lost(written.written(), error);
+            // Earlier losses are no matter of the end.
+            if *self.phase.borrow() != Phase::Running {
+                leftover.unknown += unknown;
+            }
+        }
+        end
+    }
+
     fn is_over(&mut self) -> bool {
         let phase = *self.phase.borrow_and_update();
         phase == Phase::Stopping || (phase == Phase::Draining && self.pipeline.is_finished())
     }
 }
 
+/// Ready once what is pending is to be given up.
 async fn stopping(phase: &mut watch::Receiver<Phase>) {
-    // The sender lives as long as any handle of the producer; without handles nobody waits for anything.
-    let _all_handles_gone = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+    // The sender lives as long as any handle of the producer. Without handles nobody waits for anything, but what was
+    // handed over is still to be published.
+    if phase.wait_for(|phase| *phase == Phase::Stopping).await.is_err() {
+        sleep(LINGER).await;
+    }
+}
+
+/// Ready once a node without a connection has no reason to make one.
+async fn over(phase: &mut watch::Receiver<Phase>, pipeline: &Pipeline) {
+    tokio::select! {
+        () = stopping(phase) => {}
+        () = pipeline.finished() => {}
+    }
 }
 
 /// What a producer's connection does: sends what waits and resolves it by the answers, which come in order.
@@ -189,13 +226,17 @@ impl PublishRole {
         // After a fatal refusal nsqd reads no further, so nothing behind the refused command was acted on.
         let mut lost = self.turns.lost(if self.refused { 0 } else { written });
         let unknown = lost.unknown.len();
-        let outcome = Err(Error::new(
-            ErrorKind::Unknown,
-            Step::Publish,
-            "the connection ended before nsqd answered; the message may have arrived",
-        )
-        .because(error.clone()));
-        self.pipeline.resolve(&mut lost.unknown, &outcome, &mut self.wakers);
+        let (mut pings, mut publishes): (Vec<_>, Vec<_>) =
+            lost.unknown.drain(..).partition(|entry| entry.step() == Step::Ping);
+        for (step, entries) in [(Step::Publish, &mut publishes), (Step::Ping, &mut pings)] {
+            let outcome = Err(Error::new(
+                ErrorKind::Unknown,
+                step,
+                "the connection ended before nsqd answered; the message may have arrived",
+            )
+            .because(error.clone()));
+            self.pipeline.resolve(entries, &outcome, &mut self.wakers);
+        }
         self.apart.append(&mut lost.unsent);
         self.pipeline.put_back(self.apart);
         self.wakers.drain(..).for_each(Waker::wake);
@@ -238,17 +279,28 @@ impl Role for PublishRole {
     }
 
     fn handle_error(&mut self, code: ErrorCode, text: &str) -> Result<()> {
-        let refusal = Error::rejected(Step::Publish, text);
-        self.refused = code.is_fatal();
+        if !code.is_fatal() {
+            // They are about a message in flight, of which a producer has none: taken for the answer to a publish, one
+            // would shift all that follow.
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                Step::Read,
+                format!("{code} came, which answers nothing that a producer sends"),
+            ));
+        }
+        // nsqd reads no further after a fatal refusal.
+        self.refused = true;
+        let oldest = self.turns.oldest();
+        let refusal = Error::rejected(oldest.first().map_or(Step::Read, Entry::step), text);
         let about_one_message = matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody);
-        if about_one_message && self.turns.oldest_len().is_some_and(|len| len > 1) {
+        if about_one_message && oldest.len() > 1 {
             // A batch is all or nothing, and only one of its messages is to blame: sent apart, it will be found.
             self.apart = self.turns.take_oldest();
             self.apart.iter_mut().for_each(|entry| entry.alone = true);
-        } else if !self.turns.is_empty() {
+        } else if !oldest.is_empty() {
             self.resolve(&Err(refusal.clone()))?;
         }
-        if code.is_fatal() { Err(refusal) } else { Ok(()) }
+        Err(refusal)
     }
 
     fn handle_message(&mut self, _message: Message) -> Result<()> {

@@ -15,13 +15,14 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -74,6 +75,12 @@ pub(super) struct Entry {
     pub(super) payload: Payload,
 }
 
+impl Entry {
+    pub(super) fn step(&self) -> Step {
+        self.payload.step()
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     seq: u64,
@@ -102,6 +109,10 @@ pub(super) struct Pipeline {
     // resolved or its place given up, so that memory is bounded by them (P5).
     messages: Semaphore,
     bytes: Semaphore,
+    // Callers for whom there was no room stand in line, and only the first of them may take permits. Without it a
+    // newcomer could take what is free while the one whose permits have just come is still to run.
+    turnstile: Semaphore,
+    in_line: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +130,8 @@ struct State {
     driver: Option<Waker>,
     /// Woken when a deadline comes in that is earlier than `timer`.
     keeper: Option<Waker>,
+    /// Left by a node without a connection, which ends as soon as nothing is pending any more.
+    ender: Option<Waker>,
     /// When the keeper looks at deadlines next.
     timer: Option<Instant>,
     /// Why there is no connection at the moment.
@@ -146,6 +159,8 @@ impl Pipeline {
             bounds,
             messages: Semaphore::new(bounds.messages as usize),
             bytes: Semaphore::new(bounds.bytes as usize),
+            turnstile: Semaphore::new(1),
+            in_line: AtomicUsize::new(0),
         }
     }
 
@@ -161,8 +176,15 @@ impl Pipeline {
     /// for nobody.
     pub(super) async fn submit(&self, topic: Option<Topic>, payload: Payload, deadline: Instant) -> Result<()> {
         let cost = self.cost_of(&payload);
-        self.reserve(cost, deadline, payload.step()).await?;
-        match self.enqueue(topic, payload, deadline) {
+        // The usual case needs no timer.
+        let in_line = if self.try_reserve(cost) {
+            None
+        } else {
+            Some(self.reserve(cost, deadline, payload.step()).await?)
+        };
+        let accepted = self.enqueue(topic, payload, deadline);
+        drop(in_line);
+        match accepted {
             Ok(pending) => pending.await,
             Err(closed) => {
                 self.release(cost);
@@ -171,30 +193,39 @@ impl Pipeline {
         }
     }
 
-    async fn reserve(&self, cost: Cost, deadline: Instant, step: Step) -> Result<()> {
-        let both = async {
+    fn try_reserve(&self, cost: Cost) -> bool {
+        if self.in_line.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        let Ok(messages) = self.messages.try_acquire_many(cost.messages as u32) else {
+            return false;
+        };
+        let Ok(bytes) = self.bytes.try_acquire_many(cost.bytes as u32) else {
+            return false;
+        };
+        messages.forget();
+        bytes.forget();
+        true
+    }
+
+    /// Waits for room. What is returned is to be kept until the publish is in the queue.
+    async fn reserve(&self, cost: Cost, deadline: Instant, step: Step) -> Result<InLine<'_>> {
+        let mut in_line = InLine::new(&self.in_line);
+        let room = async {
+            in_line.turn = Some(self.turnstile.acquire().await.ok()?);
             let messages = self.messages.acquire_many(cost.messages as u32).await.ok()?;
             let bytes = self.bytes.acquire_many(cost.bytes as u32).await.ok()?;
             Some((messages, bytes))
         };
-        // The usual case needs no timer.
-        let at_once = self
-            .messages
-            .try_acquire_many(cost.messages as u32)
-            .and_then(|messages| Ok((messages, self.bytes.try_acquire_many(cost.bytes as u32)?)));
-        let permits = match at_once {
-            Ok(permits) => Some(permits),
-            Err(_full) => timeout_at(deadline, both).await.ok().flatten(),
-        };
-        match permits {
+        match timeout_at(deadline, room).await.ok().flatten() {
             Some((messages, bytes)) => {
                 messages.forget();
                 bytes.forget();
-                Ok(())
+                Ok(in_line)
             }
             None => {
                 let state = self.lock();
-                let closed = state.closed.clone().filter(|_| self.messages.is_closed());
+                let closed = state.closed.clone();
                 Err(closed.unwrap_or_else(|| state.not_sent(step, "the deadline passed while the pipeline was full")))
             }
         }
@@ -330,19 +361,35 @@ impl Pipeline {
         self.release(cost);
     }
 
-    /// Accepts no further publish; each is answered with `error`. What is pending goes on.
+    /// Accepts no further publish; each is answered with `error`, also those that wait for room. What is pending goes
+    /// on.
     pub(super) fn close(&self, error: Error) {
         let mut state = self.lock();
         state.closed.get_or_insert(error);
-        let driver = state.driver.take();
+        let wakers = [state.driver.take(), state.take_ender()];
         drop(state);
-        driver.into_iter().for_each(Waker::wake);
+        self.messages.close();
+        self.bytes.close();
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     /// Whether the pipeline is closed and nothing is pending.
     pub(super) fn is_finished(&self) -> bool {
-        let state = self.lock();
-        state.closed.is_some() && state.live() == 0 && state.taken == 0
+        self.lock().is_finished()
+    }
+
+    /// Waits until the pipeline is closed and nothing is pending, for a node that has no connection: with one, its
+    /// driver notices.
+    pub(super) async fn finished(&self) {
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.is_finished() {
+                return Poll::Ready(());
+            }
+            state.ender = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Tells why there is no connection, or that there is one, for the errors of those who wait meanwhile.
@@ -373,14 +420,14 @@ impl Pipeline {
         failed
     }
 
-    /// The node is gone: resolves everything, as nobody else will.
-    pub(super) fn end(&self, error: Error) {
+    /// The node is gone: resolves everything, as nobody else will. Returns how many were not sent and how many stay
+    /// unknown.
+    pub(super) fn end(&self, error: Error) -> (usize, usize) {
         self.close(error);
-        self.messages.close();
-        self.bytes.close();
-        self.fail_waiting("the producer has ended");
+        let not_sent = self.fail_waiting("the producer has ended");
         let mut wakers = Vec::new();
-        for (_, slot) in &mut self.lock().slots {
+        let mut state = self.lock();
+        for (_, slot) in &mut state.slots {
             slot.outcome.get_or_insert_with(|| {
                 Err(Error::new(
                     ErrorKind::Unknown,
@@ -390,7 +437,10 @@ impl Pipeline {
             });
             wakers.extend(slot.waker.take());
         }
+        let unknown = std::mem::take(&mut state.taken);
+        drop(state);
         wakers.into_iter().for_each(Waker::wake);
+        (not_sent, unknown)
     }
 
     /// Resolves each publish whose deadline has passed and keeps on doing so. Never ready.
@@ -457,27 +507,46 @@ impl Pipeline {
             wakers.extend(slot.waker.take());
         }
         state.timer = next;
+        wakers.extend(state.take_ender());
         drop(guard);
         self.release(cost);
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.live() == 0 && state.taken == 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn assert_nothing_is_left(&self) {
+        let state = self.lock();
+        assert_eq!(
+            (state.live(), state.taken, state.slots.len()),
+            (0, 0, 0),
+            "queue, turns, slots"
+        );
+        assert_eq!(self.messages.available_permits(), self.bounds.messages as usize);
+        assert_eq!(self.bytes.available_permits(), self.bounds.bytes as usize);
+        assert_eq!(self.in_line.load(Ordering::Relaxed), 0);
+    }
+
     fn poll_outcome(&self, slot: usize, cx: &Context<'_>) -> Poll<Result<()>> {
         let mut state = self.lock();
         let waiting = &mut state.slots[slot];
-        match waiting.outcome.take() {
-            Some(outcome) => {
-                state.let_go(slot);
-                Poll::Ready(outcome)
-            }
-            None => {
-                match &mut waiting.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
-                }
-                Poll::Pending
-            }
+        if let Some(outcome) = waiting.outcome.take() {
+            let unused = state.let_go(slot);
+            drop(state);
+            drop(unused);
+            return Poll::Ready(outcome);
         }
+        if !waiting.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let replaced = waiting.waker.replace(cx.waker().clone());
+            drop(state);
+            drop(replaced);
+        }
+        Poll::Pending
     }
 
     /// The caller of a slot is gone.
@@ -488,15 +557,26 @@ impl Pipeline {
         if left.outcome.is_none() && left.seq >= state.first_waiting {
             cost.add(self.cost_of(&state.remove_waiting(slot)));
         }
-        state.let_go(slot);
+        let unused = state.let_go(slot);
+        let ender = state.take_ender();
         drop(state);
+        drop(unused);
         self.release(cost);
+        ender.into_iter().for_each(Waker::wake);
     }
 }
 
 impl State {
     fn live(&self) -> usize {
         self.queue.len() - self.gone
+    }
+
+    fn is_finished(&self) -> bool {
+        self.closed.is_some() && self.live() == 0 && self.taken == 0
+    }
+
+    fn take_ender(&mut self) -> Option<Waker> {
+        if self.is_finished() { self.ender.take() } else { None }
     }
 
     fn not_sent(&self, step: Step, message: &'static str) -> Error {
@@ -519,12 +599,15 @@ impl State {
         }
     }
 
-    /// The caller of a slot is done with it.
-    fn let_go(&mut self, slot: usize) {
+    /// The caller of a slot is done with it. Returns its waker, to be dropped once the lock is free: with the last
+    /// waker of a task goes the task, which may hold other publishes.
+    fn let_go(&mut self, slot: usize) -> Option<Waker> {
         if self.slots[slot].referred {
-            self.slots[slot].abandoned = true;
+            let left = &mut self.slots[slot];
+            left.abandoned = true;
+            left.waker.take()
         } else {
-            self.slots.remove(slot);
+            self.slots.remove(slot).waker
         }
     }
 
@@ -543,6 +626,26 @@ impl State {
             self.gone = 0;
         }
         payload
+    }
+}
+
+/// A place among the callers that wait for room.
+struct InLine<'a> {
+    count: &'a AtomicUsize,
+    turn: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> InLine<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self { count, turn: None }
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        // Before the turn is passed on, so that whoever sees nobody in line is right.
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -113,6 +113,13 @@ impl Default for IdentifyResponse {
 }
 
 impl IdentifyResponse {
+    /// The answer as nsqd writes it: what the test broker sends.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        // A struct of strings and numbers serializes always.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
     /// Reads the data of the response frame that answers IDENTIFY. `OK` is the answer of an nsqd that does not
     /// negotiate.
     ///

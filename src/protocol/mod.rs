@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`FrameDecoder`] | bytes from nsqd to [`Frame`]s |
 //! | [`command`] | commands to bytes for nsqd |
+//! | [`CommandParser`] | bytes from a client to [`Command`]s |
 //! | [`IdentifyRequest`], [`IdentifyResponse`] | the negotiation's JSON |
 //! | [`ErrorCode`] | what an error frame means for the connection |
 //! | [`parse_lookup`] | nsqlookupd's JSON, current and pre-1.0 |
@@ -20,12 +21,17 @@ mod frame;
 mod identify;
 mod lookup;
 mod message;
+mod parse;
 
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
 pub use identify::{IdentifyError, IdentifyRequest, IdentifyResponse};
 pub use lookup::{Lookup, LookupError, LookupProducer, parse_lookup};
 pub use message::{Message, MessageId};
+pub use parse::{
+    Command, CommandBody, CommandError, CommandHead, CommandLimits, CommandLine, CommandName, CommandParser,
+    LineTooLong, MAX_LINE_LEN,
+};
 
 /// The four bytes that begin every connection to nsqd: version 2 of the protocol.
 pub const MAGIC: &[u8; 4] = b"  V2";

@@ -1,0 +1,583 @@
+//! Random lives of a producer against a model of nsqd: whatever is published, dropped, answered, refused, cut or shut
+//! down in whatever order, each publish resolves once, in time and truthfully, and nothing is left behind.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Producer;
+use crate::config::ConnectionConfig;
+use crate::error::{ErrorKind, Result};
+use crate::protocol::{ErrorCode, Frame, encode_frame};
+use crate::transport::{BoxIo, Connecting, Connector};
+
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    One,
+    Many(u8),
+    Deferred,
+    Ping,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Publish {
+        kind: Kind,
+        topic: usize,
+        size: usize,
+        timeout_ms: u64,
+        guilty: bool,
+    },
+    /// Drops the future of one of the publishes.
+    Drop(prop::sample::Index),
+    /// nsqd takes so many bytes off the wire and acts on what is complete.
+    Read(usize),
+    /// nsqd sends so many bytes of its answers.
+    Answer(usize),
+    /// nsqd does both as far as it can.
+    Serve,
+    /// nsqd refuses the next publish.
+    RefuseNext,
+    Heartbeat,
+    Disconnect,
+    /// Whether further connections are accepted.
+    Accept(bool),
+    Yield(u8),
+    Sleep(u64),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![
+        6 => Just(Kind::One),
+        1 => (1u8..=8).prop_map(Kind::Many),
+        1 => Just(Kind::Deferred),
+        1 => Just(Kind::Ping),
+    ];
+    let size = prop_oneof![4 => Just(5usize), 2 => Just(60), 2 => Just(900), 1 => Just(5_000)];
+    let timeout_ms = prop_oneof![1 => 0u64..50, 2 => 50u64..3_000, 3 => Just(30_000)];
+    let publish = (kind, 0..TOPICS.len(), size, timeout_ms, prop::bool::weighted(0.05)).prop_map(
+        |(kind, topic, size, timeout_ms, guilty)| Op::Publish {
+            kind,
+            topic,
+            size,
+            timeout_ms,
+            guilty,
+        },
+    );
+    let amount = prop_oneof![1usize..10, 10usize..200, Just(100_000)];
+    prop_oneof![
+        12 => publish,
+        2 => any::<prop::sample::Index>().prop_map(Op::Drop),
+        6 => amount.clone().prop_map(Op::Read),
+        5 => amount.prop_map(Op::Answer),
+        5 => Just(Op::Serve),
+        1 => Just(Op::RefuseNext),
+        1 => Just(Op::Heartbeat),
+        1 => Just(Op::Disconnect),
+        1 => prop::bool::weighted(0.7).prop_map(Op::Accept),
+        6 => (1u8..6).prop_map(Op::Yield),
+        5 => prop_oneof![Just(1u64), 1u64..300, 1_000u64..8_000].prop_map(Op::Sleep),
+    ]
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Setup {
+    /// What the pipe to nsqd holds, in bytes.
+    capacity: usize,
+    max_messages: u32,
+    batching: bool,
+}
+
+fn any_setup() -> impl Strategy<Value = Setup> {
+    let capacity = prop_oneof![Just(16usize), Just(100), Just(1_500), Just(65_536)];
+    (capacity, prop_oneof![Just(6u32), Just(40)], any::<bool>()).prop_map(|(capacity, max_messages, batching)| Setup {
+        capacity,
+        max_messages,
+        batching,
+    })
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug)]
+enum Finish {
+    /// nsqd recovers and answers everything.
+    Recovery,
+    /// A shutdown of this many milliseconds, with nsqd as it is.
+    Shutdown(u64),
+    /// A shutdown while nsqd answers everything.
+    Drain,
+}
+
+/// Opens pipes of one capacity, while it is told to.
+#[derive(Debug)]
+struct Pipes {
+    capacity: usize,
+    accepting: Arc<AtomicBool>,
+    opened: mpsc::UnboundedSender<DuplexStream>,
+}
+
+impl Connector for Pipes {
+    fn connect(&self, _address: &str) -> Connecting {
+        let connected = if self.accepting.load(Ordering::Relaxed) {
+            let (client, server) = duplex(self.capacity);
+            self.opened.send(server).unwrap();
+            Ok(Box::new(client) as BoxIo)
+        } else {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        };
+        Box::pin(std::future::ready(connected))
+    }
+}
+
+/// What nsqd did, by message.
+#[derive(Debug, Default)]
+struct Ledger {
+    accepted: Vec<(String, u32)>,
+    refused: HashSet<u32>,
+}
+
+/// nsqd: it acts on a command when it has read it to the end, and on nothing behind one that it has refused.
+struct Nsqd {
+    accepting: Arc<AtomicBool>,
+    incoming: mpsc::UnboundedReceiver<DuplexStream>,
+    connection: Option<ServerSide>,
+    refuse_next: bool,
+    ledger: Ledger,
+}
+
+struct ServerSide {
+    io: DuplexStream,
+    read: BytesMut,
+    answers: BytesMut,
+    greeted: bool,
+    refused: bool,
+}
+
+impl Nsqd {
+    fn connection(&mut self) -> Option<&mut ServerSide> {
+        while let Ok(io) = self.incoming.try_recv() {
+            self.connection = Some(ServerSide {
+                io,
+                read: BytesMut::new(),
+                answers: BytesMut::new(),
+                greeted: false,
+                refused: false,
+            });
+        }
+        self.connection.as_mut()
+    }
+
+    fn read(&mut self, most: usize) {
+        let Some(connection) = self.connection() else { return };
+        let mut bytes = vec![0; most];
+        match connection.io.read(&mut bytes).now_or_never() {
+            Some(Ok(count)) if count > 0 => connection.read.extend_from_slice(&bytes[..count]),
+            Some(_ended) => {
+                self.connection = None;
+                return;
+            }
+            None => return,
+        }
+        self.act();
+    }
+
+    fn act(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        if !connection.greeted && connection.read.starts_with(b"  V2") {
+            connection.read.advance(4);
+            connection.greeted = true;
+        }
+        while connection.greeted && !connection.refused {
+            let Some((command, topic, bodies)) = parse(&mut connection.read) else {
+                return;
+            };
+            let ids = bodies
+                .iter()
+                .map(|body| u32::from_be_bytes(body[..4].try_into().unwrap()));
+            let guilty = bodies.iter().any(|body| body[4] == 1);
+            let refusal = if guilty {
+                Some(format!("E_BAD_MESSAGE {command} message too big"))
+            } else if command != "IDENTIFY" && std::mem::take(&mut self.refuse_next) {
+                Some("E_UNAUTHORIZED AUTH failed".to_owned())
+            } else {
+                None
+            };
+            let answer = match refusal {
+                None => {
+                    self.ledger.accepted.extend(ids.map(|id| (topic.clone(), id)));
+                    Frame::Response("OK".into())
+                }
+                Some(text) => {
+                    self.ledger.refused.extend(ids);
+                    connection.refused = true;
+                    Frame::Error(text.into())
+                }
+            };
+            encode_frame(&answer, &mut connection.answers);
+        }
+    }
+
+    fn answer(&mut self, most: usize) {
+        let Some(connection) = self.connection() else { return };
+        let count = connection.answers.len().min(most);
+        if count > 0 {
+            match connection.io.write(&connection.answers[..count]).now_or_never() {
+                Some(Ok(count)) => connection.answers.advance(count),
+                Some(Err(_ended)) => self.connection = None,
+                None => {}
+            }
+        }
+        if self
+            .connection
+            .as_ref()
+            .is_some_and(|it| it.refused && it.answers.is_empty())
+        {
+            self.connection = None;
+        }
+    }
+
+    /// What an nsqd in good health does within a moment.
+    async fn serve(&mut self) {
+        self.accepting.store(true, Ordering::Relaxed);
+        self.refuse_next = false;
+        self.read(100_000);
+        self.answer(100_000);
+        let pause = if self.connection.is_some() { 1 } else { 20 };
+        sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+/// Cuts one command off the front: its name, topic and bodies.
+fn parse(bytes: &mut BytesMut) -> Option<(String, String, Vec<Bytes>)> {
+    let line_len = bytes.iter().position(|byte| *byte == b'\n')?;
+    let line = String::from_utf8(bytes[..line_len].to_vec()).unwrap();
+    let mut words = line.split(' ').map(str::to_owned);
+    let (command, topic) = (words.next().unwrap(), words.next().unwrap_or_default());
+    if command == "NOP" {
+        bytes.advance(line_len + 1);
+        return parse(bytes);
+    }
+    let from = line_len + 1 + 4;
+    let size: [u8; 4] = bytes.get(from - 4..from)?.try_into().unwrap();
+    let mut body = Bytes::copy_from_slice(bytes.get(from..from + u32::from_be_bytes(size) as usize)?);
+    bytes.advance(from + body.len());
+    let bodies = match command.as_str() {
+        "IDENTIFY" => Vec::new(),
+        "PUB" | "DPUB" => vec![body],
+        "MPUB" => (0..body.get_u32())
+            .map(|_| {
+                let len = body.get_u32() as usize;
+                body.split_to(len)
+            })
+            .collect(),
+        other => panic!("{other} came"),
+    };
+    Some((command, topic, bodies))
+}
+
+/// A publish and what its caller was told.
+struct Call {
+    ids: Vec<u32>,
+    kind: Kind,
+    guilty: bool,
+    task: JoinHandle<Result<()>>,
+}
+
+struct World {
+    producer: Producer,
+    nsqd: Nsqd,
+    calls: Vec<Call>,
+    next_id: u32,
+    late: Arc<AtomicUsize>,
+}
+
+impl World {
+    async fn new(setup: Setup) -> Self {
+        let accepting = Arc::new(AtomicBool::new(true));
+        let (opened, incoming) = mpsc::unbounded_channel();
+        let connector = Pipes {
+            capacity: setup.capacity,
+            accepting: Arc::clone(&accepting),
+            opened,
+        };
+        let connecting = tokio::spawn(
+            Producer::builder()
+                .nsqd("nsqd:4150")
+                .connection(
+                    ConnectionConfig::new()
+                        .client_id("c")
+                        .hostname("h")
+                        .connector(connector),
+                )
+                .max_pending_messages(setup.max_messages)
+                .max_pending_bytes(3_000)
+                .batching(setup.batching)
+                .connect(),
+        );
+        let mut nsqd = Nsqd {
+            accepting,
+            incoming,
+            connection: None,
+            refuse_next: false,
+            ledger: Ledger::default(),
+        };
+        while !connecting.is_finished() {
+            nsqd.serve().await;
+        }
+        Self {
+            producer: connecting.await.unwrap().unwrap(),
+            nsqd,
+            calls: Vec::new(),
+            next_id: 0,
+            late: Arc::default(),
+        }
+    }
+
+    fn publish(&mut self, kind: Kind, topic: &'static str, size: usize, allowed: Duration, guilty: bool) {
+        let mut body = |guilty: bool| {
+            let mut body = self.next_id.to_be_bytes().to_vec();
+            self.next_id += 1;
+            body.resize(size, u8::from(guilty));
+            body
+        };
+        let bodies: Vec<Vec<u8>> = match kind {
+            Kind::One | Kind::Deferred => vec![body(guilty)],
+            // The last one of them.
+            Kind::Many(count) => (1..=count).map(|n| body(guilty && n == count)).collect(),
+            Kind::Ping => Vec::new(),
+        };
+        let ids = (self.next_id - bodies.len() as u32..self.next_id).collect();
+        let producer = self.producer.with_publish_timeout(allowed);
+        let late = Arc::clone(&self.late);
+        let task = tokio::spawn(async move {
+            let begun = Instant::now();
+            let first = bodies.first().cloned().unwrap_or_default();
+            let outcome = match kind {
+                Kind::One => producer.publish(topic, first).await,
+                Kind::Many(_) => producer.publish_many(topic, bodies).await,
+                Kind::Deferred => producer.publish_deferred(topic, Duration::from_millis(7), first).await,
+                Kind::Ping => producer.ping().await,
+            };
+            // The timer counts in whole milliseconds.
+            if begun.elapsed() > allowed + Duration::from_millis(2) {
+                late.fetch_add(1, Ordering::Relaxed);
+            }
+            outcome
+        });
+        let guilty = guilty && !matches!(kind, Kind::Ping);
+        self.calls.push(Call {
+            ids,
+            kind,
+            guilty,
+            task,
+        });
+    }
+
+    async fn apply(&mut self, op: Op) {
+        match op {
+            Op::Publish {
+                kind,
+                topic,
+                size,
+                timeout_ms,
+                guilty,
+            } => self.publish(kind, TOPICS[topic], size, Duration::from_millis(timeout_ms), guilty),
+            Op::Drop(which) => {
+                if !self.calls.is_empty() {
+                    which.get(&self.calls).task.abort();
+                }
+            }
+            Op::Read(most) => self.nsqd.read(most),
+            Op::Answer(most) => self.nsqd.answer(most),
+            Op::Serve => {
+                self.nsqd.read(100_000);
+                self.nsqd.answer(100_000);
+            }
+            Op::RefuseNext => self.nsqd.refuse_next = true,
+            Op::Heartbeat => {
+                if let Some(connection) = self.nsqd.connection().filter(|it| it.greeted && !it.refused) {
+                    encode_frame(&Frame::Response("_heartbeat_".into()), &mut connection.answers);
+                }
+            }
+            Op::Disconnect => {
+                self.nsqd.connection();
+                self.nsqd.connection = None;
+            }
+            Op::Accept(on) => self.nsqd.accepting.store(on, Ordering::Relaxed),
+            Op::Yield(times) => {
+                for _ in 0..times {
+                    yield_now().await;
+                }
+            }
+            Op::Sleep(millis) => sleep(Duration::from_millis(millis)).await,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.calls.iter().all(|call| call.task.is_finished()) && self.producer.shared.pipeline.is_empty()
+    }
+
+    async fn finish(&mut self, finish: Finish) {
+        let producer = self.producer.clone();
+        match finish {
+            Finish::Recovery => {
+                while !self.is_quiet() {
+                    self.nsqd.serve().await;
+                }
+                self.producer.shared.pipeline.assert_nothing_is_left();
+                // And it still works.
+                self.publish(Kind::Many(8), "a", 900, Duration::from_secs(600), false);
+                while !self.is_quiet() {
+                    self.nsqd.serve().await;
+                }
+                assert!(self.calls.last_mut().unwrap().task.await_now().is_ok());
+                self.calls.pop();
+            }
+            Finish::Shutdown(millis) => {
+                let allowed = Duration::from_millis(millis);
+                let begun = Instant::now();
+                producer.shutdown(allowed).await;
+                assert!(
+                    begun.elapsed() <= allowed + Duration::from_millis(2),
+                    "shutdown took too long"
+                );
+            }
+            Finish::Drain => {
+                let ending = tokio::spawn(async move { producer.shutdown(Duration::from_secs(600)).await });
+                while !ending.is_finished() {
+                    self.nsqd.serve().await;
+                }
+                assert!(ending.await.unwrap().not_sent == 0);
+            }
+        }
+        // Resolved at once now, without any timer's help.
+        for _ in 0..3 {
+            yield_now().await;
+        }
+        assert!(
+            self.calls.iter().all(|call| call.task.is_finished()),
+            "a publish has not resolved"
+        );
+        self.producer.shared.pipeline.assert_nothing_is_left();
+        assert_eq!(
+            self.late.load(Ordering::Relaxed),
+            0,
+            "publishes resolved after their deadline"
+        );
+    }
+
+    /// Compares what the callers were told with what nsqd did.
+    async fn judge(self) {
+        let ledger = &self.nsqd.ledger;
+        let mut count: HashMap<u32, usize> = HashMap::new();
+        let mut newest: HashMap<&str, u32> = HashMap::new();
+        for (topic, id) in &ledger.accepted {
+            *count.entry(*id).or_default() += 1;
+            let newest = newest.entry(topic).or_default();
+            assert!(*newest <= *id, "{topic}: {id} came after {newest}");
+            *newest = *id;
+        }
+        assert!(
+            count.values().all(|count| *count == 1),
+            "a message was published twice: {count:?}"
+        );
+        for call in self.calls {
+            let accepted = call.ids.iter().filter(|id| count.contains_key(id)).count();
+            let refused = call.ids.iter().any(|id| ledger.refused.contains(id));
+            assert!(
+                accepted == 0 || accepted == call.ids.len(),
+                "half a command was accepted"
+            );
+            let told = format!("{:?} of {:?}, {accepted} accepted", call.ids, call.kind);
+            let Ok(outcome) = call.task.await else { continue };
+            match outcome {
+                Ok(()) => assert!(accepted == call.ids.len() && !call.guilty, "Ok: {told}"),
+                Err(error) => match error.kind() {
+                    ErrorKind::NotSent => assert!(accepted == 0, "not sent: {told}"),
+                    ErrorKind::Rejected => {
+                        assert!(accepted == 0 && refused, "rejected: {told}");
+                        let own_fault = error.code() == Some(ErrorCode::BadMessage);
+                        assert_eq!(own_fault, call.guilty, "blamed for another's message: {told}");
+                    }
+                    ErrorKind::Unknown => {}
+                    other => panic!("{other:?} is no outcome of a valid publish: {told}"),
+                },
+            }
+        }
+    }
+}
+
+trait AwaitNow {
+    fn await_now(&mut self) -> Result<()>;
+}
+
+impl AwaitNow for JoinHandle<Result<()>> {
+    fn await_now(&mut self) -> Result<()> {
+        self.now_or_never().expect("it has finished").unwrap()
+    }
+}
+
+fn live(setup: Setup, ops: Vec<Op>, finish: Finish) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    // The jitter of reconnection.
+    fastrand::seed(ops.len() as u64);
+    runtime.block_on(async {
+        let life = async {
+            let mut world = World::new(setup).await;
+            for op in ops {
+                world.apply(op).await;
+            }
+            world.finish(finish).await;
+            world.judge().await;
+        };
+        timeout(Duration::from_secs(7 * 86_400), life)
+            .await
+            .expect("a publish never resolved");
+    });
+}
+
+#[test]
+fn p3_p4_random_lives_resolve_each_publish_once_and_truthfully() {
+    let finish = prop_oneof![
+        3 => Just(Finish::Recovery),
+        2 => (0u64..5_000).prop_map(Finish::Shutdown),
+        1 => Just(Finish::Drain),
+    ];
+    let life = (any_setup(), vec(any_op(), 1..120), finish);
+    // The same lives in each run; PROPTEST_CASES asks for more of them.
+    let config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    runner
+        .run(&life, |(setup, ops, finish)| {
+            live(setup, ops, finish);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_producer_is_to_be_shared() {
+    fn shared<T: Clone + Send + Sync + 'static>() {}
+    shared::<Producer>();
+}
