@@ -61,6 +61,8 @@ struct Group {
 struct Taken {
     messages: VecDeque<Delivery>,
     answers: Answers,
+    /// Whether the worker is handling a message.
+    handling: bool,
     /// Whether the worker has taken a message since the last look.
     moved: bool,
 }
@@ -169,12 +171,17 @@ impl Inbox {
     pub(super) fn next(&self, worker: usize, answer: Option<Answer>) -> Next {
         let mut group = self.groups[worker].lock();
         group.moved = true;
+        group.handling = false;
         if let Some(answer) = answer {
             if group.answers.push(answer) {
                 return Next::Woken;
             }
         }
-        group.messages.pop_front().map_or(Next::Nothing, Next::Message)
+        let Some(delivery) = group.messages.pop_front() else {
+            return Next::Nothing;
+        };
+        group.handling = true;
+        Next::Message(delivery)
     }
 
     /// The handler of `worker` has to wait, or takes long: its answers leave, the rest of its group goes back to the
@@ -198,6 +205,18 @@ impl Inbox {
     /// Hands over the answers of a worker. Returns whether a driver was asleep and has been woken.
     pub(super) fn hand_over(&self, worker: usize) -> bool {
         self.groups[worker].lock().answers.hand_over()
+    }
+
+    /// A worker has ended, perhaps in the middle of a handler.
+    pub(super) fn retire(&self, worker: usize) {
+        let mut group = self.groups[worker].lock();
+        group.handling = false;
+        group.answers.hand_over();
+    }
+
+    /// How many workers are handling a message.
+    pub(super) fn handling(&self) -> usize {
+        self.groups.iter().filter(|group| group.lock().handling).count()
     }
 
     /// A worker is through with its group.

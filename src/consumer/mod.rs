@@ -157,6 +157,9 @@ impl Consumer {
 
     /// Changes how many messages may be in flight, from now on; 0 pauses the consumer.
     ///
+    /// How many handlers may run at once stays as it was when the consumer started
+    /// ([`concurrency`](ConsumerBuilder::concurrency)).
+    ///
     /// # Cancel safety
     /// Dropping the future may leave the number as it was.
     pub async fn set_max_in_flight(&self, count: u32) {

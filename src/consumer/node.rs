@@ -76,7 +76,7 @@ impl Node {
                         link: Some(link),
                         error,
                         unanswered,
-                        unflushed: unanswered > 0 || !write.is_empty(),
+                        unflushed: session.is_unflushed(&write),
                     }
                 }
                 Err(error) => Lost {

@@ -71,7 +71,7 @@ impl Supervisor {
         self.workers.abort_all();
         while let Ok(Some(_stopped)) = timeout_at(end, self.workers.join_next()).await {}
         self.pass_answers_on();
-        self.workers.len()
+        self.shared.inbox.handling()
     }
 
     /// Closes the connections once everything is written. Returns how many did not make it in time.

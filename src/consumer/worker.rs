@@ -191,7 +191,7 @@ impl<H: Handler> Worker<H> {
 impl<H> Drop for Worker<H> {
     fn drop(&mut self) {
         // A worker that is stopped still says what was done.
-        self.shop.inbox.hand_over(self.number);
+        self.shop.inbox.retire(self.number);
     }
 }
 
