@@ -98,7 +98,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How many handlers may run at once. Default: `max_in_flight`, at most 256. Allowed: 1 to 100,000.
+    /// How many handlers may run at once. Default: `max_in_flight`, at most 256; 256 if that is 0. Allowed: 1 to 100,000.
     ///
     /// Each costs a task (about a kilobyte) even when idle. With 1, messages are handled one after the other.
     pub fn concurrency(mut self, count: u32) -> Self {
@@ -197,9 +197,12 @@ impl ConsumerBuilder {
     fn spawn<H: Handler>(self, handler: H) -> Result<Consumer> {
         let pinned = self.validate()?;
         let (topic, channel) = (self.topic?, self.channel?);
-        let concurrency =
-            self.concurrency
-                .unwrap_or_else(|| self.flow.max_in_flight.clamp(1, MOST_WORKERS_BY_DEFAULT)) as usize;
+        let by_default = match self.flow.max_in_flight {
+            // It starts paused; how much will be in flight later is not known.
+            0 => MOST_WORKERS_BY_DEFAULT,
+            count => count.min(MOST_WORKERS_BY_DEFAULT),
+        };
+        let concurrency = self.concurrency.unwrap_or(by_default) as usize;
         let discovery = if self.lookupds.is_empty() {
             None
         } else {
@@ -246,6 +249,7 @@ impl ConsumerBuilder {
             node_tasks: JoinSet::new(),
             workers,
             links: BTreeMap::new(),
+            broken: 0,
             reports_success,
             control,
             state,

@@ -9,14 +9,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::answers::{Answer, Answers};
 use super::link::Link;
 use crate::protocol;
 
 /// The most that one worker takes at once. One lock per 64 messages is below what can be measured.
 const LARGEST_TAKE: usize = 64;
 
-/// Up to this limit, a worker that leaves messages behind wakes the next one at once: messages are slow, so running
-/// them side by side pays for the wake-up.
+/// Workers that have grown back to more than this many messages at once have no use for company any more.
 const EAGER_TAKE: usize = 4;
 
 /// A message and the connection that delivered it.
@@ -40,13 +40,18 @@ struct State {
     idle: Vec<(usize, Waker)>,
     /// How many messages a worker takes; adapts to how handlers behave.
     limit: usize,
-    /// Whether somebody looks after groups whose worker is stuck.
+    /// Handlers keep their threads busy: a worker that leaves messages behind wakes the next one before it begins.
+    /// (Where handlers wait, the wait itself wakes the next one, for less.)
+    eager: bool,
+    /// Whether somebody looks after messages whose worker is stuck.
     watched: bool,
+    /// Whether any worker has taken messages since the last look.
+    moved: bool,
     closed: bool,
 }
 
-/// What one worker has taken and not begun. It is kept where it can be taken back from a worker whose handler blocks
-/// its thread.
+/// What one worker has taken and not begun, and the answers that it has not handed over. Both are kept where they can
+/// be taken from a worker whose handler blocks its thread.
 #[derive(Debug, Default)]
 struct Group {
     taken: Mutex<Taken>,
@@ -55,6 +60,9 @@ struct Group {
 #[derive(Debug, Default)]
 struct Taken {
     messages: VecDeque<Delivery>,
+    answers: Answers,
+    /// Whether the worker is handling a message.
+    handling: bool,
     /// Whether the worker has taken a message since the last look.
     moved: bool,
 }
@@ -73,10 +81,21 @@ pub(super) enum Pace {
 /// What [`Inbox::poll_take`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Take {
-    /// Messages are in the worker's group. Somebody has to be told to watch over it if `unwatched`.
-    Messages { unwatched: bool },
+    /// Messages are in the worker's group. Somebody has to be told to watch over it if `unwatched`. Another worker was
+    /// woken if `woken`.
+    Messages { unwatched: bool, woken: bool },
     /// There will be none any more.
     Closed,
+}
+
+/// What [`Inbox::next`] found.
+#[derive(Debug)]
+pub(super) enum Next {
+    Message(Delivery),
+    /// Answers were handed over and have woken a driver. Ask again once it had the chance to run.
+    Woken,
+    /// The worker's group is empty.
+    Nothing,
 }
 
 impl Inbox {
@@ -86,7 +105,9 @@ impl Inbox {
                 messages: VecDeque::new(),
                 idle: Vec::new(),
                 limit: 1,
+                eager: false,
                 watched: false,
+                moved: false,
                 closed: false,
             }),
             groups: (0..workers).map(|_| Group::default()).collect(),
@@ -130,32 +151,72 @@ impl Inbox {
         group.messages.extend(state.messages.drain(..count));
         group.moved = true;
         drop(group);
-        let unwatched = count > 1 && !state.watched;
+        state.moved = true;
+        let left_behind = !state.messages.is_empty();
+        let unwatched = (count > 1 || left_behind) && !state.watched;
         state.watched |= unwatched;
-        let next = if state.limit <= EAGER_TAKE && !state.messages.is_empty() {
+        let next = if state.eager && left_behind {
             state.idle.pop()
         } else {
             None
         };
         drop(guard);
-        wake(next);
-        Poll::Ready(Take::Messages { unwatched })
+        Poll::Ready(Take::Messages {
+            unwatched,
+            woken: wake(next),
+        })
     }
 
-    /// The next message of a worker's group.
-    pub(super) fn next(&self, worker: usize) -> Option<Delivery> {
+    /// Keeps the answer to the message before, and takes the next message of a worker's group.
+    pub(super) fn next(&self, worker: usize, answer: Option<Answer>) -> Next {
         let mut group = self.groups[worker].lock();
         group.moved = true;
-        group.messages.pop_front()
+        group.handling = false;
+        if let Some(answer) = answer {
+            if group.answers.push(answer) {
+                return Next::Woken;
+            }
+        }
+        let Some(delivery) = group.messages.pop_front() else {
+            return Next::Nothing;
+        };
+        group.handling = true;
+        Next::Message(delivery)
     }
 
-    /// Gives the rest of a worker's group back to the front of the inbox and wakes another worker for it.
+    /// The handler of `worker` has to wait, or takes long: its answers leave, the rest of its group goes back to the
+    /// front of the inbox, and another worker is woken for what is there.
     pub(super) fn give_back(&self, worker: usize) {
         let mut state = self.lock();
-        let returned = self.groups[worker].lock().give_back_to(&mut state);
-        let next = if returned { state.idle.pop() } else { None };
+        let mut group = self.groups[worker].lock();
+        group.answers.hand_over();
+        group.give_back_to(&mut state);
+        drop(group);
+        // Also if the group was empty: this worker may have left messages behind when it took it.
+        let next = if state.messages.is_empty() {
+            None
+        } else {
+            state.idle.pop()
+        };
         drop(state);
         wake(next);
+    }
+
+    /// Hands over the answers of a worker. Returns whether a driver was asleep and has been woken.
+    pub(super) fn hand_over(&self, worker: usize) -> bool {
+        self.groups[worker].lock().answers.hand_over()
+    }
+
+    /// A worker has ended, perhaps in the middle of a handler.
+    pub(super) fn retire(&self, worker: usize) {
+        let mut group = self.groups[worker].lock();
+        group.handling = false;
+        group.answers.hand_over();
+    }
+
+    /// How many workers are handling a message.
+    pub(super) fn handling(&self) -> usize {
+        self.groups.iter().filter(|group| group.lock().handling).count()
     }
 
     /// A worker is through with its group.
@@ -166,39 +227,61 @@ impl Inbox {
             Pace::Waited => (state.limit / 2).max(1),
             Pace::Busy => 1,
         };
+        state.eager = match pace {
+            Pace::Quick => state.eager && state.limit <= EAGER_TAKE,
+            Pace::Waited => false,
+            Pace::Busy => true,
+        };
     }
 
-    /// Takes back the groups of workers that have not moved since the last call: their handlers block their threads,
-    /// and another worker can run what they hold. Returns whether any worker holds anything, that is, whether to call
-    /// again.
-    pub(super) fn take_back_stuck(&self) -> bool {
-        let mut state = self.lock();
+    /// Looks after workers that have not moved since the last call: their handlers block their threads. Another worker
+    /// gets what they have taken, and the answers that they hold are handed over. Returns whether to call again.
+    pub(super) fn relieve_stuck(&self) -> bool {
+        let mut guard = self.lock();
+        let state = &mut *guard;
         let mut holding = false;
-        let mut returned = false;
+        let mut stuck = false;
         for group in &self.groups {
             let mut group = group.lock();
-            if group.messages.is_empty() {
+            if group.messages.is_empty() && group.answers.is_empty() {
                 continue;
             }
             holding = true;
             if !std::mem::take(&mut group.moved) {
-                returned |= group.give_back_to(&mut state);
+                stuck = true;
+                group.answers.hand_over();
+                group.give_back_to(state);
             }
         }
-        state.watched = holding;
-        let next = if returned { state.idle.pop() } else { None };
-        drop(state);
+        if stuck {
+            state.limit = 1;
+            state.eager = true;
+        }
+        let could_be_run = !state.messages.is_empty() && !state.idle.is_empty();
+        // Messages that nobody took are behind workers that are stuck too.
+        let unmoved = !std::mem::take(&mut state.moved);
+        let next = if could_be_run && (stuck || unmoved) {
+            state.idle.pop()
+        } else {
+            None
+        };
+        state.watched = holding || could_be_run;
+        let watched = state.watched;
+        drop(guard);
         wake(next);
-        holding
+        watched
     }
 
-    /// Lets nothing more in and returns all that no handler has begun. Workers end once they have nothing.
+    /// Lets nothing more in, hands all answers over and returns all that no handler has begun. Workers end once they have
+    /// nothing.
     pub(super) fn close(&self) -> Vec<Delivery> {
         let mut state = self.lock();
         state.closed = true;
         let mut unstarted: Vec<_> = state.messages.drain(..).collect();
         for group in &self.groups {
-            unstarted.extend(group.lock().messages.drain(..));
+            let mut group = group.lock();
+            group.answers.hand_over();
+            unstarted.extend(group.messages.drain(..));
         }
         let idle = std::mem::take(&mut state.idle);
         drop(state);
@@ -233,19 +316,16 @@ impl Group {
 }
 
 impl Taken {
-    fn give_back_to(&mut self, state: &mut State) -> bool {
-        let any = !self.messages.is_empty();
+    fn give_back_to(&mut self, state: &mut State) {
         while let Some(delivery) = self.messages.pop_back() {
             state.messages.push_front(delivery);
         }
-        any
     }
 }
 
-fn wake(worker: Option<(usize, Waker)>) {
-    if let Some((_, waker)) = worker {
-        waker.wake();
-    }
+/// Returns whether there was a worker to wake.
+fn wake(worker: Option<(usize, Waker)>) -> bool {
+    worker.map(|(_, waker)| waker.wake()).is_some()
 }
 
 #[cfg(test)]
@@ -256,6 +336,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::flow::ConnectionId;
+    use super::super::link::Command;
     use super::super::mailbox::Mailbox;
     use super::*;
     use crate::protocol::MessageId;
@@ -293,6 +374,13 @@ mod tests {
         delivery.message.id.as_bytes()[0]
     }
 
+    fn next(inbox: &Inbox, worker: usize) -> Option<u8> {
+        match inbox.next(worker, None) {
+            Next::Message(delivery) => Some(number(&delivery)),
+            Next::Woken | Next::Nothing => None,
+        }
+    }
+
     #[test]
     fn one_worker_is_woken_per_append_and_order_is_kept_when_it_gives_back() {
         let inbox = Inbox::new(2);
@@ -309,15 +397,32 @@ mod tests {
             inbox.adapt(Pace::Quick);
         }
         assert!(inbox.poll_take(1, &cx).is_ready());
-        assert_eq!(number(&inbox.next(1).unwrap()), 0);
+        assert_eq!(next(&inbox, 1), Some(0));
         inbox.give_back(1);
         assert_eq!(woken.0.load(Ordering::SeqCst), 2);
-        assert!(inbox.next(1).is_none());
+        assert_eq!(next(&inbox, 1), None);
         assert!(inbox.poll_take(0, &cx).is_ready());
-        let rest: Vec<_> = std::iter::from_fn(|| inbox.next(0))
-            .map(|delivery| number(&delivery))
-            .collect();
+        let rest: Vec<_> = std::iter::from_fn(|| next(&inbox, 0)).collect();
         assert_eq!(rest, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn c1_a_worker_that_waits_on_the_last_of_its_group_leaves_the_rest_to_another() {
+        let inbox = Inbox::new(2);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = Context::from_waker(&waker);
+        assert!(inbox.poll_take(1, &cx).is_pending());
+        assert!(inbox.poll_take(0, &cx).is_pending());
+        inbox.append(&mut deliveries(2));
+        assert!(inbox.poll_take(0, &cx).is_ready());
+        assert_eq!(next(&inbox, 0), Some(0));
+        inbox.give_back(0);
+        assert_eq!(
+            woken.0.load(Ordering::SeqCst),
+            2,
+            "the append wakes one, the wait the other"
+        );
     }
 
     #[test]
@@ -326,16 +431,49 @@ mod tests {
         let cx = Context::from_waker(Waker::noop());
         (0..6).for_each(|_| inbox.adapt(Pace::Quick));
         inbox.append(&mut deliveries(10));
-        assert_eq!(inbox.poll_take(0, &cx), Poll::Ready(Take::Messages { unwatched: true }));
-        inbox.next(0);
-        assert!(inbox.take_back_stuck(), "the worker has moved");
-        inbox.next(0);
-        assert!(inbox.take_back_stuck(), "and has moved again");
-        assert!(inbox.take_back_stuck(), "now it has not: its messages go back");
-        assert!(inbox.next(0).is_none());
-        assert!(!inbox.take_back_stuck(), "nobody holds anything");
+        let watched = Take::Messages {
+            unwatched: true,
+            woken: false,
+        };
+        assert_eq!(inbox.poll_take(0, &cx), Poll::Ready(watched));
+        next(&inbox, 0);
+        assert!(inbox.relieve_stuck(), "the worker has moved");
+        next(&inbox, 0);
+        assert!(inbox.relieve_stuck(), "and has moved again");
+        assert!(inbox.relieve_stuck(), "now it has not: its messages go back");
+        assert_eq!(next(&inbox, 0), None);
+        assert!(!inbox.relieve_stuck(), "nobody holds anything, and nobody is idle");
         assert!(inbox.poll_take(1, &cx).is_ready());
-        assert_eq!(number(&inbox.next(1).unwrap()), 2);
+        assert_eq!(next(&inbox, 1), Some(2));
+    }
+
+    #[test]
+    fn c1_the_answers_of_a_stuck_worker_leave_and_so_do_messages_that_it_never_took() {
+        let inbox = Inbox::new(2);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = Context::from_waker(&waker);
+        assert!(inbox.poll_take(1, &cx).is_pending());
+        inbox.adapt(Pace::Quick);
+        let mut messages = deliveries(3);
+        let (link, id) = (Arc::clone(&messages[0].link), messages[0].message.id);
+        inbox.append(&mut messages);
+        inbox.lock().idle.push((1, waker.clone()));
+        woken.0.store(0, Ordering::SeqCst);
+        assert!(inbox.poll_take(0, &cx).is_ready());
+        next(&inbox, 0);
+        let answer = Answer {
+            link: Arc::clone(&link),
+            command: Command::Finish(id),
+        };
+        assert!(matches!(inbox.next(0, Some(answer)), Next::Message(_)));
+        // The second handler blocks its thread now; a third message is in the inbox.
+        assert!(inbox.relieve_stuck());
+        assert!(inbox.relieve_stuck());
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        let mut commands = Vec::new();
+        link.take(&mut commands, 0, Waker::noop());
+        assert_eq!(commands, [Command::Finish(id)]);
     }
 
     #[test]
@@ -349,7 +487,7 @@ mod tests {
         inbox.adapt(Pace::Quick);
         assert!(inbox.poll_take(0, &cx).is_ready());
         inbox.forget(&link);
-        assert!(inbox.next(0).is_none());
+        assert_eq!(next(&inbox, 0), None);
         assert_eq!(inbox.close().len(), 3);
     }
 
@@ -360,7 +498,7 @@ mod tests {
         inbox.adapt(Pace::Quick);
         inbox.append(&mut deliveries(5));
         assert!(inbox.poll_take(0, &cx).is_ready());
-        inbox.next(0);
+        next(&inbox, 0);
         let mut unstarted: Vec<_> = inbox.close().iter().map(number).collect();
         unstarted.sort_unstable();
         assert_eq!(unstarted, [1, 2, 3, 4]);

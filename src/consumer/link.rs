@@ -26,7 +26,7 @@ pub(super) enum Command {
     Rdy(u32),
     /// Ask nsqd for no more messages.
     StartClose,
-    /// Everything has been said: close once it is written.
+    /// Close once every message is answered and nsqd has confirmed that there will be no more.
     Close,
 }
 
@@ -55,6 +55,8 @@ pub(super) struct Link {
 struct Outbox {
     commands: Vec<Command>,
     touches: usize,
+    /// Whether something is queued that is not to wait for company.
+    urgent: bool,
     driver: Option<Waker>,
     closed: bool,
 }
@@ -101,6 +103,8 @@ impl Link {
             }
             outbox.touches += 1;
         }
+        // RDY and CLS hold nsqd back, so each moment counts, and RDY of one connection goes before answers of another.
+        outbox.urgent |= matches!(command, Command::Rdy(_) | Command::StartClose);
         outbox.commands.push(command);
         let driver = outbox.driver.take();
         drop(outbox);
@@ -123,7 +127,8 @@ impl Link {
         driver.map(Waker::wake).is_some()
     }
 
-    /// Swaps what is queued into `commands`, which is empty. With fewer than `at_least` queued, leaves them.
+    /// Swaps what is queued into `commands`, which is empty. With fewer than `at_least` queued, none of them urgent,
+    /// leaves them.
     pub(super) fn take(&self, commands: &mut Vec<Command>, at_least: usize, waker: &Waker) -> Queue {
         let mut outbox = self.lock();
         if outbox.commands.is_empty() {
@@ -133,11 +138,12 @@ impl Link {
             }
             return Queue::Empty;
         }
-        if outbox.commands.len() < at_least {
+        if outbox.commands.len() < at_least && !outbox.urgent {
             return Queue::Few;
         }
         std::mem::swap(&mut outbox.commands, commands);
         outbox.touches = 0;
+        outbox.urgent = false;
         Queue::Taken
     }
 

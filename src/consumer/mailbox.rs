@@ -18,6 +18,8 @@ pub(super) enum Event {
         address: Arc<str>,
         link: Option<Arc<Link>>,
         error: Error,
+        /// Whether answers were lost with it.
+        unflushed: bool,
     },
     /// A message was handled, and the flow has to know before nsqd is told: RDY goes before the answer that causes it.
     Handled {
@@ -25,7 +27,7 @@ pub(super) enum Event {
         answer: Command,
         outcome: Outcome,
     },
-    /// A worker holds messages that it has not begun; see [`Inbox::take_back_stuck`](super::inbox::Inbox).
+    /// A worker holds messages that it has not begun; see [`Inbox::relieve_stuck`](super::inbox::Inbox).
     Holding,
 }
 

@@ -8,6 +8,7 @@
 //!                      └── supervisor: flow, discovery ◀─┘ has to know first
 //! ```
 
+mod answers;
 mod builder;
 mod flow;
 mod handler;
@@ -16,6 +17,7 @@ mod link;
 mod mailbox;
 mod message;
 mod node;
+mod ready;
 mod session;
 mod shutdown;
 mod state;
@@ -107,9 +109,9 @@ impl Consumer {
     /// its addresses are right.
     ///
     /// # Errors
-    /// [`ErrorKind::Unreachable`] once `deadline` has passed without a connection, with the reasons in its text and one of
-    /// them as its source. There is no source where nothing has failed: an nsqlookupd has answered and knows no nsqd with
-    /// the topic yet, or the first answers are still on their way. [`ErrorKind::Shutdown`] if the consumer has ended.
+    /// [`ErrorKind::Unreachable`] once `deadline` has passed without a connection, with a failure as its source. There is
+    /// no source where nothing has failed: an nsqlookupd has answered and knows no nsqd with the topic yet, or the first
+    /// answers are still on their way. [`ErrorKind::Shutdown`] if the consumer has ended.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -120,7 +122,7 @@ impl Consumer {
         match timeout(deadline, ready).await {
             Ok(Ok(state)) if state.report.is_none() => Ok(()),
             Ok(_) => Err(ended()),
-            Err(_elapsed) => Err(not_ready(&self.topic, &self.state.borrow(), deadline)),
+            Err(_elapsed) => Err(ready::not_ready(&self.topic, &self.state.borrow(), deadline)),
         }
     }
 
@@ -165,6 +167,9 @@ impl Consumer {
 
     /// Changes how many messages may be in flight, from now on; 0 pauses the consumer.
     ///
+    /// How many handlers may run at once stays as it was when the consumer started
+    /// ([`concurrency`](ConsumerBuilder::concurrency)).
+    ///
     /// # Cancel safety
     /// Dropping the future may leave the number as it was.
     pub async fn set_max_in_flight(&self, count: u32) {
@@ -196,44 +201,6 @@ impl Consumer {
     }
 }
 
-/// Why there is no connection, as one error.
-fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
-    let lookups = state.lookups.iter();
-    let failing_lookups = lookups.filter_map(|(_, error)| error.as_ref());
-    let causes: Vec<&Error> = state.failing.values().chain(failing_lookups).collect();
-    let answering = state.lookups.iter().filter(|(_, error)| error.is_none());
-    let answering: Vec<&str> = answering.map(|(address, _)| &**address).collect();
-    // One nsqlookupd that answers is enough for discovery to work, so one that fails is no cause.
-    let unknown_topic = state.nodes == 0 && !answering.is_empty();
-    let causes_told = match causes.as_slice() {
-        [] => String::new(),
-        [cause] => cause.to_string(),
-        [cause, more @ ..] => format!("{cause}; and {} more like this", more.len()),
-    };
-    let reason = match state.nodes {
-        _ if unknown_topic => {
-            let answering = answering.join(", ");
-            let also = if causes.is_empty() { "" } else { " Besides, " };
-            format!(
-                "nsqlookupd {answering} knows no nsqd with topic {topic}; has anything been published to it?\
-                 {also}{causes_told}"
-            )
-        }
-        _ if !causes.is_empty() => causes_told,
-        0 => "no nsqlookupd has answered yet".to_owned(),
-        nodes => format!("{nodes} nsqd(s) known, none of which has answered yet"),
-    };
-    let error = Error::new(
-        ErrorKind::Unreachable,
-        Step::Subscribe,
-        format!("no connection within {deadline:?}: {reason}"),
-    );
-    match causes.first() {
-        Some(cause) if !unknown_topic => error.because((*cause).clone()),
-        _ => error,
-    }
-}
-
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
@@ -241,68 +208,5 @@ impl fmt::Debug for Consumer {
             .field("channel", &self.channel)
             .field("stats", &self.stats())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::error::Error as _;
-
-    use super::*;
-
-    fn told(state: &State) -> Error {
-        not_ready(&Topic::new("orders").unwrap(), state, Duration::from_secs(5))
-    }
-
-    fn refused(step: Step) -> Error {
-        Error::new(ErrorKind::Unreachable, step, "refused")
-    }
-
-    #[test]
-    fn an_unknown_topic_is_no_failure_even_if_one_of_two_nsqlookupds_fails() {
-        let lookups = vec![(Arc::from("a:4161"), None)];
-        let mut state = State {
-            lookups,
-            ..State::default()
-        };
-        let error = told(&state);
-        assert!(
-            error.to_string().contains("a:4161 knows no nsqd with topic orders"),
-            "{error}"
-        );
-        state.lookups.push((Arc::from("b:4161"), Some(refused(Step::Lookup))));
-        let error = told(&state);
-        assert!(error.source().is_none());
-        assert!(
-            error.to_string().contains("a:4161 knows no nsqd with topic orders"),
-            "{error}"
-        );
-        assert!(error.to_string().ends_with("Besides, lookup: refused"), "{error}");
-    }
-
-    #[test]
-    fn a_known_nsqd_that_is_silent_is_not_told_as_an_unknown_topic() {
-        let lookups = vec![(Arc::from("a:4161"), None)];
-        let mut state = State {
-            nodes: 1,
-            lookups,
-            ..State::default()
-        };
-        let error = told(&state);
-        assert!(error.to_string().ends_with("none of which has answered yet"), "{error}");
-        state.failing.insert(Arc::from("nsqd:4150"), refused(Step::Dial));
-        let error = told(&state);
-        assert_eq!(error.source().unwrap().to_string(), "dial: refused");
-    }
-
-    #[test]
-    fn a_failing_nsqlookupd_alone_is_a_failure() {
-        let lookups = vec![(Arc::from("b:4161"), Some(refused(Step::Lookup)))];
-        let error = told(&State {
-            lookups,
-            ..State::default()
-        });
-        assert_eq!(error.source().unwrap().to_string(), "lookup: refused");
-        assert!(told(&State::default()).source().is_none());
     }
 }

@@ -66,7 +66,7 @@ impl Node {
                     let mut driver = Driver::new(connection, session);
                     let end = (&mut driver).await;
                     drop(ending);
-                    let (session, _) = driver.into_role();
+                    let (session, write) = driver.into_role();
                     let error = end.err().unwrap_or_else(|| {
                         Error::new(ErrorKind::Shutdown, Step::Read, "the connection was closed as asked")
                     });
@@ -76,12 +76,14 @@ impl Node {
                         link: Some(link),
                         error,
                         unanswered,
+                        unflushed: session.is_unflushed(&write),
                     }
                 }
                 Err(error) => Lost {
                     link: None,
                     error,
                     unanswered: 0,
+                    unflushed: false,
                 },
             };
             let delay = reconnect.next_delay();
@@ -97,6 +99,7 @@ impl Node {
                 address: Arc::clone(&self.address),
                 link: lost.link,
                 error: lost.error,
+                unflushed: lost.unflushed,
             });
             tokio::select! {
                 biased;
@@ -111,6 +114,7 @@ struct Lost {
     link: Option<Arc<Link>>,
     error: Error,
     unanswered: u32,
+    unflushed: bool,
 }
 
 /// Refuses further answers on a link whose driver has ended, however it ended.

@@ -34,8 +34,10 @@ pub(super) struct Session {
     in_flight: u32,
     received: u64,
     largest_rdy: u32,
+    /// Where the last answer ends in what is written.
+    answers_end: u64,
     yielded: bool,
-    /// Told to close once nsqd has confirmed that it sends no more.
+    /// Told to close once nsqd has confirmed that it sends no more and everything is answered.
     closing: bool,
     close_wait: bool,
 }
@@ -51,6 +53,7 @@ impl Session {
             in_flight: 0,
             received: 0,
             largest_rdy: 0,
+            answers_end: 0,
             yielded: false,
             closing: false,
             close_wait: false,
@@ -62,8 +65,13 @@ impl Session {
         self.in_flight
     }
 
-    fn encode(&mut self, out: &mut WriteBuffer) {
-        let out = out.bytes();
+    /// Whether answers are missing from what the socket has taken.
+    pub(super) fn is_unflushed(&self, written: &WriteBuffer) -> bool {
+        self.in_flight > 0 || written.written() < self.answers_end
+    }
+
+    fn encode(&mut self, buffer: &mut WriteBuffer) {
+        let out = buffer.bytes();
         let mut answered = 0;
         for command in self.commands.drain(..) {
             match command {
@@ -85,6 +93,7 @@ impl Session {
             }
         }
         if answered > 0 {
+            self.answers_end = buffer.end();
             self.in_flight = self.in_flight.saturating_sub(answered);
             self.link.set_in_flight(self.in_flight, self.received);
         }
@@ -111,7 +120,7 @@ impl Role for Session {
             WORTH_A_WRITE.min(self.in_flight as usize)
         };
         match self.link.take(&mut self.commands, at_least, cx.waker()) {
-            Queue::Empty if self.closing && self.close_wait => Queued::Finished,
+            Queue::Empty if self.closing && self.close_wait && self.in_flight == 0 => Queued::Finished,
             Queue::Empty => {
                 self.yielded = false;
                 Queued::Nothing

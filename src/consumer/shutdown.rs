@@ -31,8 +31,8 @@ impl Supervisor {
         self.stop_delivery();
         self.await_handlers(handlers_until).await;
         let still_running = self.stop_handlers(end).await;
-        let unflushed = self.close_connections(end).await;
-        self.publish_report(still_running, unflushed);
+        let unclosed = self.close_connections(end).await;
+        self.publish_report(still_running, unclosed);
     }
 
     fn stop_delivery(&mut self) {
@@ -71,7 +71,7 @@ impl Supervisor {
         self.workers.abort_all();
         while let Ok(Some(_stopped)) = timeout_at(end, self.workers.join_next()).await {}
         self.pass_answers_on();
-        self.workers.len()
+        self.shared.inbox.handling()
     }
 
     /// Closes the connections once everything is written. Returns how many did not make it in time.
@@ -90,9 +90,10 @@ impl Supervisor {
                 () = tokio::time::sleep_until(end) => break,
             }
         }
-        let unflushed = self.node_tasks.len();
+        self.pass_answers_on();
+        let unclosed = self.node_tasks.len();
         self.node_tasks.abort_all();
-        unflushed
+        unclosed
     }
 
     /// The flow has nothing to decide any more, so answers need not wait for it.
@@ -107,7 +108,12 @@ impl Supervisor {
                         let _lost_with_its_connection = link.send(command);
                     }
                 }
-                Event::Lost { link: Some(link), .. } => {
+                Event::Lost {
+                    link: Some(link),
+                    unflushed,
+                    ..
+                } => {
+                    self.broken += usize::from(unflushed);
                     self.links.remove(&link.id);
                     self.state.send_modify(|state| state.retire(&link));
                 }
@@ -116,7 +122,7 @@ impl Supervisor {
         }
     }
 
-    fn publish_report(&self, still_running: usize, unflushed: usize) {
+    fn publish_report(&self, still_running: usize, unclosed: usize) {
         let counts = &self.shared.counts;
         let report = ConsumerReport {
             finished: counts.finished.load(Ordering::Relaxed),
@@ -124,7 +130,7 @@ impl Supervisor {
             given_up: counts.given_up.load(Ordering::Relaxed),
             returned: counts.returned.load(Ordering::Relaxed),
             abandoned: counts.abandoned.load(Ordering::Relaxed) + still_running as u64,
-            unflushed,
+            unflushed: unclosed + self.broken,
         };
         tracing::info!(?report, "consumer ended");
         self.state.send_modify(|state| {

@@ -1,6 +1,6 @@
 //! What is known of a consumer, for whoever asks: read without waiting for any task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -23,9 +23,9 @@ pub(super) struct State {
     pub(super) links: Vec<Arc<Link>>,
     /// Messages delivered by connections that have ended.
     pub(super) received_before: u64,
-    /// How many nsqds are known, connected or not.
-    pub(super) nodes: usize,
-    /// The nsqds without a connection, and why.
+    /// The nsqds to be connected to.
+    pub(super) nodes: BTreeSet<Arc<str>>,
+    /// Those of them without a connection, and why.
     pub(super) failing: BTreeMap<Arc<str>, Error>,
     /// The nsqlookupds that were asked, and why they could not be.
     pub(super) lookups: Vec<(Arc<str>, Option<Error>)>,
@@ -91,8 +91,7 @@ pub struct ConsumerReport {
     /// Messages whose handlers were stopped by the deadline, or still run because they cannot be stopped. nsqd
     /// delivers them again.
     pub abandoned: u64,
-    /// Connections that did not close in time: answers may not have reached their nsqds, which deliver those messages
-    /// again.
+    /// Connections that did not close in time, or broke with answers unsent: their nsqds deliver those messages again.
     pub unflushed: usize,
 }
 

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
-use super::flow::{ConnectionId, Flow, Outcome};
+use super::flow::{ConnectionId, Flow, Outcome, RdyChange};
 use super::link::{Command, Link};
 use super::mailbox::Event;
 use super::node::{self, Node};
 use super::state::{Control, State};
 use crate::discovery::{Changes, Discovery, LookupdStatus};
 
-/// How long a worker may hold messages behind a handler that blocks its thread before another worker gets them. Only
-/// looked at while workers hold any.
+/// How long a worker may hold messages and answers behind a handler that blocks its thread before they are taken from
+/// it. Only looked at while workers hold any.
 const STUCK: Duration = Duration::from_millis(5);
 
 pub(super) struct Supervisor {
@@ -31,6 +31,8 @@ pub(super) struct Supervisor {
     pub(super) node_tasks: JoinSet<()>,
     pub(super) workers: JoinSet<()>,
     pub(super) links: BTreeMap<ConnectionId, Known>,
+    /// Connections that were lost during the shutdown, and answers with them.
+    pub(super) broken: usize,
     pub(super) reports_success: Arc<AtomicBool>,
     pub(super) control: mpsc::Receiver<Control>,
     pub(super) state: watch::Sender<State>,
@@ -48,7 +50,7 @@ enum Woken {
     Mail,
     FlowTimer,
     Discovered(Changes),
-    HoldersDue,
+    StuckDue,
     Control(Option<Control>),
 }
 
@@ -58,19 +60,28 @@ impl Supervisor {
         for address in self.pinned.clone() {
             self.add_node(address);
         }
-        self.state.send_modify(|state| state.nodes = self.nodes.len());
-        let mut holding = false;
+        // A point in time, not a pause: mail that never ends must not put it off.
+        let mut stuck_at = None;
         loop {
             self.look_around();
-            match self.wait(holding).await {
-                Woken::Mail => holding |= self.handle_mail(),
+            // Nodes that have left end by themselves.
+            while self.node_tasks.try_join_next().is_some() {}
+            match self.wait(stuck_at).await {
+                Woken::Mail => {
+                    if self.handle_mail() {
+                        stuck_at.get_or_insert_with(|| Instant::now() + STUCK);
+                    }
+                }
                 Woken::FlowTimer => {
                     // The flow judges silence by what it was told.
                     self.look_around();
                     self.flow.handle_timeout(Instant::now().into_std());
                 }
                 Woken::Discovered(changes) => self.handle_discovered(changes),
-                Woken::HoldersDue => holding = self.shared.inbox.take_back_stuck(),
+                Woken::StuckDue => {
+                    let again = self.shared.inbox.relieve_stuck();
+                    stuck_at = again.then(|| Instant::now() + STUCK);
+                }
                 Woken::Control(Some(Control::SetMaxInFlight(max))) => {
                     self.flow.set_max_in_flight(max, Instant::now().into_std());
                 }
@@ -86,13 +97,13 @@ impl Supervisor {
         }
     }
 
-    async fn wait(&mut self, holding: bool) -> Woken {
+    async fn wait(&mut self, stuck_at: Option<Instant>) -> Woken {
         let timer = self.flow.poll_timeout().map(Instant::from_std);
         tokio::select! {
             () = self.shared.mailbox.arrived() => Woken::Mail,
             () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => Woken::FlowTimer,
             changes = discovered(&mut self.discovery) => Woken::Discovered(changes),
-            () = sleep(STUCK), if holding => Woken::HoldersDue,
+            () = sleep_until(stuck_at.unwrap_or_else(Instant::now)), if stuck_at.is_some() => Woken::StuckDue,
             control = self.control.recv() => Woken::Control(control),
         }
     }
@@ -118,7 +129,9 @@ impl Supervisor {
                         state.links.push(link);
                     });
                 }
-                Event::Lost { address, link, error } => {
+                Event::Lost {
+                    address, link, error, ..
+                } => {
                     if let Some(link) = link {
                         self.shared.inbox.forget(&link);
                         self.flow.handle_closed(link.id, now);
@@ -136,32 +149,44 @@ impl Supervisor {
                     }
                 }
                 Event::Handled { link, answer, outcome } => {
-                    self.handle_outcome(outcome);
+                    self.flow.handle_outcome(outcome, now);
+                    // RDY goes out before the answer that causes its change.
+                    self.write_rdy(Some(link.id));
                     // On a lost connection nsqd takes the message back by itself.
                     let _lost_with_its_connection = link.send(answer);
                 }
                 Event::Holding => holding = true,
             }
-            self.write_rdy();
+            self.write_rdy(None);
         }
         holding
     }
 
-    /// RDY goes out before the answer that caused its change.
-    fn handle_outcome(&mut self, outcome: Outcome) {
-        self.flow.handle_outcome(outcome, Instant::now().into_std());
-        self.write_rdy();
-    }
-
-    fn write_rdy(&mut self) {
-        while let Some(change) = self.flow.poll_rdy() {
-            if let Some(known) = self.links.get(&change.id) {
-                // A connection that is gone needs no RDY.
-                let _lost_with_its_connection = known.link.send(Command::Rdy(change.rdy));
-            }
-        }
+    /// Queues the RDY commands that the flow has decided on. Of the lowered connections `last` is the last, so that the
+    /// others are woken before the one that an answer is queued on next.
+    fn write_rdy(&mut self, last: Option<ConnectionId>) {
+        // Before the RDY: the messages that it brings may be handled at once.
         let reports = self.flow.wants_outcome(Outcome::Success);
         self.reports_success.store(reports, Ordering::Relaxed);
+        let mut held = None;
+        while let Some(change) = self.flow.poll_rdy() {
+            if last == Some(change.id) && change.rdy == 0 {
+                held = Some(change);
+                continue;
+            }
+            if change.rdy > 0 {
+                self.send_rdy(held.take());
+            }
+            self.send_rdy(Some(change));
+        }
+        self.send_rdy(held);
+    }
+
+    fn send_rdy(&self, change: Option<RdyChange>) {
+        if let Some((change, known)) = change.and_then(|change| Some((change, self.links.get(&change.id)?))) {
+            // A connection that is gone needs no RDY.
+            let _lost_with_its_connection = known.link.send(Command::Rdy(change.rdy));
+        }
     }
 
     /// Tells the flow what connections have in flight, and connections when to speak up about it.
@@ -172,7 +197,7 @@ impl Supervisor {
             let news = received != std::mem::replace(&mut known.received, received);
             self.flow.handle_in_flight(*id, known.link.in_flight(), news, now);
         }
-        self.write_rdy();
+        self.write_rdy(None);
         let level = self.flow.backoff_level();
         self.shared.counts.backoff_level.store(level, Ordering::Relaxed);
         for (id, known) in &self.links {
@@ -208,7 +233,6 @@ impl Supervisor {
         let lookups = lookups.collect();
         self.state.send_modify(|state| {
             state.lookups = lookups;
-            state.nodes = self.nodes.len();
         });
     }
 
@@ -223,6 +247,9 @@ impl Supervisor {
             leaving,
         };
         self.node_tasks.spawn(node.run());
+        self.state.send_modify(|state| {
+            state.nodes.insert(Arc::clone(&address));
+        });
         self.nodes.insert(address, leave);
     }
 
@@ -233,6 +260,7 @@ impl Supervisor {
         };
         leave.send_replace(true);
         self.state.send_modify(|state| {
+            state.nodes.remove(address);
             state.failing.remove(address);
         });
         let now = Instant::now().into_std();

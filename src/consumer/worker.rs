@@ -12,9 +12,10 @@ use std::time::Duration;
 use tokio::task::{coop, yield_now};
 use tokio::time::Instant;
 
+use super::answers::Answer;
 use super::flow::Outcome;
 use super::handler::{BoxError, Handler, Verdict};
-use super::inbox::{Delivery, Inbox, Pace, Take};
+use super::inbox::{Delivery, Inbox, Next, Pace, Take};
 use super::link::{Command, Link};
 use super::mailbox::{Event, Mailbox};
 use super::message::Message;
@@ -23,6 +24,9 @@ use crate::protocol::MessageId;
 /// A handler that keeps its thread for longer than this, on average, is run side by side with others: waking another
 /// worker costs a few microseconds.
 const BUSY: Duration = Duration::from_micros(20);
+
+/// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
+const LONGEST_REQUEUE_MS: u64 = i64::MAX as u64 / 1_000_000;
 
 /// What is called with a message that is given up.
 pub(super) type GiveUpHook = Arc<dyn Fn(Message) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -74,39 +78,35 @@ pub(super) struct Shop<H> {
 pub(super) struct Worker<H> {
     number: usize,
     shop: Arc<Shop<H>>,
-    answers: Answers,
-}
-
-/// Answers of one connection that are handed over together.
-#[derive(Default)]
-struct Answers {
-    link: Option<Arc<Link>>,
-    commands: Vec<Command>,
 }
 
 impl<H: Handler> Worker<H> {
     pub(super) fn new(number: usize, shop: Arc<Shop<H>>) -> Self {
-        Self {
-            number,
-            shop,
-            answers: Answers::default(),
-        }
+        Self { number, shop }
     }
 
     /// Takes and handles messages until the inbox is closed.
-    pub(super) async fn run(mut self) {
+    ///
+    /// A task that a worker wakes lands in its thread's slot for the next task, which no other thread can take from.
+    /// Were a handler to block the thread then, the driver, the supervisor or another worker would be stuck behind it
+    /// (C1). So between waking and running a handler there is always a yield.
+    pub(super) async fn run(self) {
+        let inbox = &self.shop.inbox;
         loop {
-            let shop = &self.shop;
-            match poll_fn(|cx| shop.inbox.poll_take(self.number, cx)).await {
+            match poll_fn(|cx| inbox.poll_take(self.number, cx)).await {
                 Take::Closed => return,
-                Take::Messages { unwatched: true } => shop.mailbox.send(Event::Holding),
-                Take::Messages { unwatched: false } => {}
+                Take::Messages { unwatched, woken } => {
+                    if unwatched {
+                        self.shop.mailbox.send(Event::Holding);
+                    }
+                    if unwatched || woken {
+                        yield_now().await;
+                    }
+                }
             }
             let pace = self.work_through().await;
-            self.shop.inbox.adapt(pace);
-            // The driver that was just woken sits in this thread's slot for the next task, which no other thread can
-            // take from. Were the next handler to block, answers and heartbeats would wait for it (C1).
-            if self.answers.hand_over() || pace == Pace::Busy {
+            inbox.adapt(pace);
+            if inbox.hand_over(self.number) || pace == Pace::Busy {
                 yield_now().await;
             } else {
                 coop::consume_budget().await;
@@ -115,30 +115,39 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Handles the group that was taken.
-    async fn work_through(&mut self) -> Pace {
-        let shop = Arc::clone(&self.shop);
-        let begun = Instant::now();
+    async fn work_through(&self) -> Pace {
+        let shop = &*self.shop;
+        let mut pace = Pace::Quick;
+        let mut begun = Instant::now();
         let mut handled: u32 = 0;
-        while let Some(delivery) = shop.inbox.next(self.number) {
-            if self.handle(&shop, delivery).await == Pace::Waited {
-                return Pace::Waited;
+        let mut answer = None;
+        loop {
+            match shop.inbox.next(self.number, answer.take()) {
+                Next::Nothing => return pace,
+                Next::Message(delivery) => answer = self.handle(delivery, &mut pace).await,
+                Next::Woken => {}
+            }
+            if answer.is_none() {
+                yield_now().await;
+                (begun, handled) = (Instant::now(), 0);
+                continue;
             }
             handled += 1;
             // Reading the clock after each message would cost as much as the message.
-            if handled.is_power_of_two() && begun.elapsed() > BUSY * handled {
+            if pace == Pace::Quick && handled.is_power_of_two() && begun.elapsed() > BUSY * handled {
                 shop.inbox.give_back(self.number);
-                return Pace::Busy;
+                pace = Pace::Busy;
             }
         }
-        Pace::Quick
     }
 
-    /// Handles one message. If the handler has to wait, the rest of the group is given back first.
-    async fn handle(&mut self, shop: &Shop<H>, delivery: Delivery) -> Pace {
+    /// Handles one message. If the handler has to wait, the rest of the group is given back first. Returns the answer,
+    /// unless it had to take the way over the supervisor.
+    async fn handle(&self, delivery: Delivery, pace: &mut Pace) -> Option<Answer> {
+        let shop = &*self.shop;
         let Delivery { message, link } = delivery;
         let (id, attempts) = (message.id, message.attempts);
         let lease = Lease::new(&link, id, &shop.counts);
-        let mut pace = Pace::Quick;
         // Kept for the hook, which may be needed after the handler has taken the message.
         let kept = shop.rules.give_up.is_some().then(|| message.clone());
         let verdict = if shop.rules.max_attempts > 0 && attempts > shop.rules.max_attempts {
@@ -150,8 +159,7 @@ impl<H: Handler> Worker<H> {
             let result = match first {
                 Poll::Ready(result) => result,
                 Poll::Pending => {
-                    pace = Pace::Waited;
-                    self.answers.hand_over();
+                    *pace = Pace::Waited;
                     shop.inbox.give_back(self.number);
                     handling.await
                 }
@@ -160,8 +168,7 @@ impl<H: Handler> Worker<H> {
         };
         let verdict = match verdict {
             Err(Verdict::GiveUp) => {
-                pace = Pace::Waited;
-                self.answers.hand_over();
+                *pace = Pace::Waited;
                 shop.inbox.give_back(self.number);
                 tracing::warn!(nsqd = %link.address, %id, attempts, "message is given up");
                 shop.give_up(kept.map(|message| Message::new(message, Arc::clone(&link))))
@@ -170,41 +177,46 @@ impl<H: Handler> Worker<H> {
             verdict => verdict,
         };
         lease.answered();
-        self.answer(shop, &link, id, attempts, verdict);
-        pace
-    }
-
-    fn answer(&mut self, shop: &Shop<H>, link: &Arc<Link>, id: MessageId, attempts: u16, verdict: Result<(), Verdict>) {
-        let (answer, outcome) = match verdict {
-            Ok(()) | Err(Verdict::GiveUp) => {
-                shop.counts.finished.fetch_add(1, Ordering::Relaxed);
-                (Command::Finish(id), Outcome::Success)
-            }
-            Err(Verdict::Requeue { delay, backoff }) => {
-                shop.counts.requeued.fetch_add(1, Ordering::Relaxed);
-                let delay = delay.unwrap_or_else(|| shop.rules.requeue_delay(attempts));
-                let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-                let outcome = if backoff {
-                    Outcome::Failure
-                } else {
-                    Outcome::FailureWithoutBackoff
-                };
-                (Command::Requeue { id, delay_ms }, outcome)
-            }
-        };
+        let (command, outcome) = shop.answer(id, attempts, verdict);
         if outcome == Outcome::Success && !shop.reports_success.load(Ordering::Relaxed) {
-            self.answers.push(link, answer);
-        } else {
-            shop.mailbox.send(Event::Handled {
-                link: Arc::clone(link),
-                answer,
-                outcome,
-            });
+            return Some(Answer { link, command });
         }
+        shop.mailbox.send(Event::Handled {
+            link,
+            answer: command,
+            outcome,
+        });
+        None
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    fn drop(&mut self) {
+        // A worker that is stopped still says what was done.
+        self.shop.inbox.retire(self.number);
     }
 }
 
 impl<H> Shop<H> {
+    /// What nsqd is told of a message, and what the flow is.
+    fn answer(&self, id: MessageId, attempts: u16, verdict: Result<(), Verdict>) -> (Command, Outcome) {
+        let Err(Verdict::Requeue { delay, backoff }) = verdict else {
+            self.counts.finished.fetch_add(1, Ordering::Relaxed);
+            return (Command::Finish(id), Outcome::Success);
+        };
+        self.counts.requeued.fetch_add(1, Ordering::Relaxed);
+        let delay = delay.unwrap_or_else(|| self.rules.requeue_delay(attempts));
+        let delay_ms = u64::try_from(delay.as_millis())
+            .unwrap_or(u64::MAX)
+            .min(LONGEST_REQUEUE_MS);
+        let outcome = if backoff {
+            Outcome::Failure
+        } else {
+            Outcome::FailureWithoutBackoff
+        };
+        (Command::Requeue { id, delay_ms }, outcome)
+    }
+
     /// Calls the give-up hook, if there is one, with the message. A hook that panics has not dealt with the message,
     /// so it is requeued.
     async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
@@ -228,36 +240,13 @@ impl<H> Shop<H> {
 
 /// What a handler's result means for its message.
 fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
-    result.map_err(|error| {
+    let Err(error) = result else { return Ok(()) };
+    // The error is the user's, and so is what it does when it is displayed or dropped.
+    let judged = caught(move || {
         tracing::debug!(nsqd = %link.address, %id, error = &*error as &dyn std::error::Error, "handler failed");
-        Verdict::of(&error)
-    })
-}
-
-impl Answers {
-    fn push(&mut self, link: &Arc<Link>, answer: Command) {
-        // Messages of one read lie side by side, so this changes rarely.
-        if self.link.as_ref().is_none_or(|current| !Arc::ptr_eq(current, link)) {
-            self.hand_over();
-            self.link = Some(Arc::clone(link));
-        }
-        self.commands.push(answer);
-    }
-
-    /// Returns whether a driver was asleep and has been woken.
-    fn hand_over(&mut self) -> bool {
-        match &self.link {
-            Some(link) if !self.commands.is_empty() => link.send_all(&mut self.commands),
-            _ => false,
-        }
-    }
-}
-
-impl Drop for Answers {
-    fn drop(&mut self) {
-        // A worker that is stopped still says what was done.
-        self.hand_over();
-    }
+        Ok(Verdict::of(&error))
+    });
+    Err(judged.unwrap_or(Verdict::PLAIN))
 }
 
 /// The duty to answer a message. If a worker is stopped in the middle of a handler, the message is given back.
@@ -302,21 +291,36 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<BoxError>,
 {
-    let future = catch_unwind(AssertUnwindSafe(make)).map_err(|payload| panicked(&*payload))?;
-    let mut future = pin!(future);
-    poll_fn(
-        |cx: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(poll) => poll.map_err(Into::into),
-            Err(payload) => Poll::Ready(Err(panicked(&*payload))),
-        },
-    )
-    .await
+    let mut future = pin!(Some(caught(|| Ok(make()))?));
+    let result = poll_fn(|cx: &mut Context<'_>| {
+        let polled = caught(|| match future.as_mut().as_pin_mut() {
+            Some(future) => Ok(future.poll(cx).map_err(Into::into)),
+            None => Ok(Poll::Pending),
+        });
+        polled.unwrap_or_else(|error| Poll::Ready(Err(error)))
+    })
+    .await;
+    // Dropping is part of it: what a future owns may have a destructor that panics.
+    let dropped = caught(|| {
+        future.set(None);
+        Ok(())
+    });
+    result.and(dropped)
 }
 
-fn panicked(payload: &(dyn Any + Send)) -> BoxError {
+fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| Err(panicked(payload)))
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> BoxError {
     let said = payload
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    format!("the handler panicked: {}", said.unwrap_or("no text")).into()
+    let error = format!("the handler panicked: {}", said.unwrap_or("no text")).into();
+    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // A payload that panics when it is dropped may have made another such: there is no end to that but this.
+        std::mem::forget(another);
+    }
+    error
 }

@@ -203,6 +203,13 @@ pub struct Peer {
 }
 
 impl Peer {
+    pub fn new(io: BoxIo) -> Self {
+        Self {
+            io,
+            read: BytesMut::new(),
+        }
+    }
+
     /// Reads the magic and IDENTIFY, and grants what a default nsqd grants.
     pub async fn handshake(&mut self) {
         self.read_identify().await;

@@ -1,0 +1,45 @@
+//! Answers on their way from a worker to the connections that delivered the messages.
+
+use std::sync::Arc;
+
+use super::link::{Command, Link};
+
+/// What nsqd is told of a message, and the connection that delivered it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) link: Arc<Link>,
+    pub(super) command: Command,
+}
+
+/// Answers of one connection that are handed over together.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    link: Option<Arc<Link>>,
+    commands: Vec<Command>,
+}
+
+impl Answers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    /// Adds one; those of another connection are handed over. Returns whether that has woken a driver.
+    pub(super) fn push(&mut self, answer: Answer) -> bool {
+        let mut woken = false;
+        // Messages of one read lie side by side, so this changes rarely.
+        if self.link.as_ref().is_none_or(|link| !Arc::ptr_eq(link, &answer.link)) {
+            woken = self.hand_over();
+            self.link = Some(answer.link);
+        }
+        self.commands.push(answer.command);
+        woken
+    }
+
+    /// Returns whether a driver was asleep and has been woken.
+    pub(super) fn hand_over(&mut self) -> bool {
+        match &self.link {
+            Some(link) if !self.commands.is_empty() => link.send_all(&mut self.commands),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Consuming through nsqlookupd, and what `ready` says when it does not work.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nsq::transport::{BoxIo, Connecting, Connector, MemoryConnector, MemoryNetwork};
+use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Error, ErrorKind, Message};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+use crate::scripted::{Nsqd, SECOND, chain, fin, succeed};
+use crate::support::{Command, settle};
+
+const LOOKUPD: &str = "lookupd:4161";
+
+/// An nsqlookupd that announces what it is told to.
+struct Lookupd {
+    announced: Arc<Mutex<Option<Vec<&'static str>>>>,
+    server: JoinHandle<()>,
+}
+
+impl Lookupd {
+    /// `None` says that it does not know the topic.
+    fn start(network: &MemoryNetwork, announced: Option<Vec<&'static str>>) -> Self {
+        let mut listener = network.listen(LOOKUPD).unwrap();
+        let announced = Arc::new(Mutex::new(announced));
+        let answers = Arc::clone(&announced);
+        let server = tokio::spawn(async move {
+            loop {
+                let io = listener.accept().await;
+                let answer = answer(answers.lock().unwrap().as_deref());
+                tokio::spawn(serve(io, answer));
+            }
+        });
+        Self { announced, server }
+    }
+
+    fn announce(&self, announced: Option<Vec<&'static str>>) {
+        *self.announced.lock().unwrap() = announced;
+    }
+}
+
+impl Drop for Lookupd {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn answer(announced: Option<&[&str]>) -> String {
+    let (status, body) = match announced {
+        None => ("404 Not Found", r#"{"message":"TOPIC_NOT_FOUND"}"#.to_owned()),
+        Some(hosts) => {
+            let producers: Vec<_> = hosts
+                .iter()
+                .map(|host| {
+                    format!(r#"{{"broadcast_address":"{host}","hostname":"h","tcp_port":4150,"http_port":4151}}"#)
+                })
+                .collect();
+            let producers = producers.join(",");
+            ("200 OK", format!(r#"{{"channels":[],"producers":[{producers}]}}"#))
+        }
+    };
+    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+async fn serve(mut io: BoxIo, answer: String) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match io.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let _the_client_may_be_gone = io.write_all(answer.as_bytes()).await;
+    let _until_it_closes = io.read_u8().await;
+}
+
+fn consumer(network: &MemoryNetwork) -> ConsumerBuilder {
+    Consumer::builder("orders", "billing")
+        .connection(ConnectionConfig::new().connector(network.connector()))
+        .lookupd(LOOKUPD)
+        .max_in_flight(10)
+}
+
+async fn not_ready(consumer: &Consumer) -> Error {
+    let error = consumer.ready(10 * SECOND).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    error
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_nothing() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
+    let lookupd = Lookupd::start(&network, None);
+    let consumer = consumer(&network).start(succeed).await.unwrap();
+    let error = not_ready(&consumer).await;
+    for part in [LOOKUPD, "topic orders"] {
+        assert!(chain(&error).contains(part), "{error}");
+    }
+    lookupd.announce(Some(vec!["nsqd"]));
+    let mut peer = nsqd.accept().await;
+    consumer.ready(SECOND).await.unwrap();
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    drop(lookupd);
+    for number in 0..30 {
+        tokio::time::sleep(20 * SECOND).await;
+        peer.heartbeat().await;
+        peer.deliver([number]).await;
+        assert_eq!(peer.command().await, fin(number));
+    }
+    // Not even when the nsqd is lost meanwhile.
+    drop(peer);
+    let mut peer = nsqd.accept().await;
+    assert_eq!(peer.command().await, Command::Rdy(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_answered() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
+    let lookupd = Lookupd::start(&network, Some(vec!["nsqd"]));
+    let handler = |message: Message| async move {
+        let seconds = crate::scripted::text(&message).parse().unwrap();
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        Ok::<(), Error>(())
+    };
+    let consumer = consumer(&network)
+        .lookupd_poll_interval(10 * SECOND)
+        .start(handler)
+        .await
+        .unwrap();
+    let mut peer = nsqd.accept().await;
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    peer.deliver([100]).await;
+    lookupd.announce(Some(vec![]));
+    for _ in 0..3 {
+        tokio::time::sleep(25 * SECOND).await;
+        peer.heartbeat().await;
+    }
+    assert_eq!(peer.command().await, Command::Cls);
+    peer.respond(b"CLOSE_WAIT").await;
+    assert_eq!(peer.command().await, fin(100));
+    assert_eq!(peer.expect_close().await, 0);
+    settle().await;
+    assert_eq!(consumer.stats().connections, 0);
+    // Announced again, it is consumed again.
+    lookupd.announce(Some(vec!["nsqd"]));
+    let mut peer = nsqd.accept().await;
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    consumer.ready(SECOND).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it() {
+    let network = MemoryNetwork::new();
+    let _lookupd = Lookupd::start(&network, Some(vec!["container-7"]));
+    let consumer = consumer(&network).start(succeed).await.unwrap();
+    let error = not_ready(&consumer).await;
+    for part in [LOOKUPD, "container-7:4150", "broadcast-address"] {
+        assert!(chain(&error).contains(part), "{error}");
+    }
+    let mut causes = 0;
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(error) = cause {
+        causes += 1;
+        cause = error.source();
+    }
+    assert!(causes >= 4, "down to the refusal of the connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_names_the_nsqlookupd_that_cannot_be_reached() {
+    let network = MemoryNetwork::new();
+    let error = not_ready(&consumer(&network).start(succeed).await.unwrap()).await;
+    assert!(chain(&error).contains(LOOKUPD), "{error}");
+}
+
+/// Reaches nsqlookupd, and waits for ever for nsqds.
+#[derive(Debug)]
+struct BlackHole(MemoryConnector);
+
+impl Connector for BlackHole {
+    fn connect(&self, address: &str) -> Connecting {
+        if address == LOOKUPD {
+            self.0.connect(address)
+        } else {
+            Box::pin(std::future::pending())
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_does_not_blame_nsqlookupd_for_an_nsqd_that_does_not_answer() {
+    let network = MemoryNetwork::new();
+    let _lookupd = Lookupd::start(&network, Some(vec!["first", "second"]));
+    let connection = ConnectionConfig::new()
+        .connector(BlackHole(network.connector()))
+        .dial_timeout(60 * SECOND);
+    let consumer = consumer(&network).connection(connection).start(succeed).await.unwrap();
+    let error = not_ready(&consumer).await;
+    assert!(chain(&error).contains("first:4150"), "{error}");
+    assert!(!error.to_string().contains("knows no nsqd"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_counts_the_nsqds_that_refuse_and_names_one() {
+    let network = MemoryNetwork::new();
+    let consumer = Consumer::builder("orders", "billing")
+        .connection(ConnectionConfig::new().connector(network.connector()))
+        .nsqd("one:4150")
+        .nsqd("two:4150")
+        .nsqd("three:4150")
+        .start(succeed)
+        .await
+        .unwrap();
+    let error = not_ready(&consumer).await;
+    assert!(chain(&error).contains("one:4150"), "{error}");
+    assert!(chain(&error).contains("3 addresses fail"), "{error}");
+}
