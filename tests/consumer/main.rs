@@ -1,4 +1,5 @@
 //! The consumer's promises, each against scripted nsqds in memory and, but for threads that block, under a paused clock.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 #![allow(unreachable_pub, reason = "the support files are shared between test targets")]
 
 #[path = "../support/mod.rs"]
