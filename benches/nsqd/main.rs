@@ -1,0 +1,190 @@
+//! The crate against a real nsqd, side by side with the least that any client could do.
+//!
+//! `cargo bench --bench nsqd`, with `-- --quick` for a glance, `-- --rounds 9` for steadier medians and
+//! `-- consume` to run only the scenarios with that word in their name. It prints a Markdown table.
+//!
+//! The *raw* rows are a blocking socket and a loop that does nothing but the protocol's bytes. Rates differ from day to
+//! day and from machine to machine, so each scenario runs raw and ours by turns against the same nsqd, and what counts
+//! is the ratio, and the processor time that a message costs this process, which is steadier than any rate.
+#![expect(clippy::print_stdout, reason = "the table is what the program is for")]
+
+mod broker;
+mod ours;
+mod raw;
+mod report;
+mod span;
+
+use std::error::Error;
+
+use clap::Parser;
+use tokio::runtime::Runtime;
+
+use broker::Nsqd;
+use report::Report;
+use span::Span;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Every message's body.
+const BODY: &[u8] = &[b'x'; 200];
+
+/// The messages of each MPUB that fills a topic to be consumed from.
+const FILL: u64 = 100;
+
+/// Messages that are queued and not timed. Without them the last ones timed would sit in nsqd's output buffer until its
+/// timer fires.
+const SURPLUS: u64 = 6000;
+
+/// `max_in_flight` from which the consumer asks nsqd for a large output buffer, which the raw rows then ask for too.
+const LARGE_BUFFER_FROM: u32 = 301;
+
+#[derive(Parser)]
+struct Options {
+    /// Only scenarios whose name contains this.
+    filter: Option<String>,
+    /// How often each row is measured; the table shows medians.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// A tenth of the messages and 3 rounds.
+    #[arg(long)]
+    quick: bool,
+    /// What cargo says when it runs benchmarks.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Which of the two clients is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    Raw,
+    Ours,
+}
+
+/// What is done with the messages.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Publishing batches, so many at once. A batch of one is a plain PUB.
+    Publish { batch: usize, in_flight: u32 },
+    /// Consuming what is queued.
+    Consume { max_in_flight: u32 },
+}
+
+struct Scenario {
+    name: &'static str,
+    work: Work,
+    messages: u64,
+}
+
+const SCENARIOS: [Scenario; 8] = [
+    scenario("publish, 1 caller", Work::Publish { batch: 1, in_flight: 1 }, 10_000),
+    scenario(
+        "publish, 100 callers",
+        Work::Publish {
+            batch: 1,
+            in_flight: 100,
+        },
+        200_000,
+    ),
+    scenario(
+        "publish, 1000 callers",
+        Work::Publish {
+            batch: 1,
+            in_flight: 1000,
+        },
+        400_000,
+    ),
+    scenario(
+        "publish_many of 100, 1 at once",
+        Work::Publish {
+            batch: 100,
+            in_flight: 1,
+        },
+        500_000,
+    ),
+    scenario(
+        "publish_many of 100, 8 at once",
+        Work::Publish {
+            batch: 100,
+            in_flight: 8,
+        },
+        800_000,
+    ),
+    scenario("consume, max_in_flight 1", Work::Consume { max_in_flight: 1 }, 10_000),
+    scenario(
+        "consume, max_in_flight 100",
+        Work::Consume { max_in_flight: 100 },
+        300_000,
+    ),
+    scenario(
+        "consume, max_in_flight 2500",
+        Work::Consume { max_in_flight: 2500 },
+        500_000,
+    ),
+];
+
+const fn scenario(name: &'static str, work: Work, messages: u64) -> Scenario {
+    Scenario { name, work, messages }
+}
+
+fn main() -> Result<()> {
+    // `cargo test --benches` runs this too, and only checks that it starts.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let options = Options::parse();
+    let Some(nsqd) = broker::find() else {
+        println!("skipped: nsqd not found (tests/interop/install-brokers.sh builds it)");
+        return Ok(());
+    };
+    let nsqd = Nsqd::start(&nsqd)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let (rounds, divisor) = if options.quick { (3, 10) } else { (options.rounds, 1) };
+    let mut report = Report::default();
+    for round in 0..rounds {
+        for scenario in &SCENARIOS {
+            if options
+                .filter
+                .as_ref()
+                .is_some_and(|word| !scenario.name.contains(word))
+            {
+                continue;
+            }
+            // By turns who goes first, so that neither always finds the other's leavings in nsqd's memory.
+            let mut clients = [Client::Raw, Client::Ours];
+            clients.rotate_left(round as usize % 2);
+            for client in clients {
+                let span = measure(&runtime, &nsqd, client, scenario, scenario.messages / divisor)?;
+                report.add(scenario.name, client, span);
+            }
+        }
+    }
+    println!("{report}");
+    Ok(())
+}
+
+/// Measures one client once, on a topic of its own.
+fn measure(runtime: &Runtime, nsqd: &Nsqd, client: Client, scenario: &Scenario, messages: u64) -> Result<Span> {
+    let topic = nsqd.new_topic();
+    let address = nsqd.tcp_address();
+    let span = match scenario.work {
+        Work::Publish { batch, in_flight } => {
+            let calls = messages / batch as u64;
+            match client {
+                Client::Raw => raw::publish(address, &topic, calls, batch, in_flight),
+                Client::Ours => runtime.block_on(ours::publish(address, &topic, calls, batch, in_flight)),
+            }
+        }
+        Work::Consume { max_in_flight } => {
+            raw::publish(address, &topic, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
+            match client {
+                Client::Raw => raw::consume(address, &topic, messages, max_in_flight),
+                Client::Ours => runtime.block_on(ours::consume(address, &topic, messages, max_in_flight)),
+            }
+        }
+    };
+    nsqd.delete_topic(&topic)?;
+    span
+}

@@ -1,0 +1,100 @@
+//! The crate, used as a service would use it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_nsq::{Consumer, Message, Producer, Topic};
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::span::{Clock, Span};
+use crate::{BODY, Result};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// So many callers that share `calls`, each awaiting one publish of `batch` messages after the other.
+pub(crate) async fn publish(address: SocketAddr, topic: &str, calls: u64, batch: usize, callers: u32) -> Result<Span> {
+    let producer = Producer::connect(address.to_string()).await?;
+    let topic = Topic::new(topic)?;
+    // The first creates the topic.
+    publish_batch(&producer, &topic, batch).await?;
+    let mut tasks: JoinSet<async_nsq::Result<()>> = JoinSet::new();
+    let clock = Clock::start();
+    for _ in 0..callers {
+        let (producer, topic) = (producer.clone(), topic.clone());
+        tasks.spawn(async move {
+            for _ in 0..calls / u64::from(callers) {
+                publish_batch(&producer, &topic, batch).await?;
+            }
+            Ok(())
+        });
+    }
+    while let Some(task) = tasks.join_next().await {
+        task??;
+    }
+    let span = clock.stop(calls / u64::from(callers) * u64::from(callers) * batch as u64);
+    producer.shutdown(DEADLINE).await;
+    Ok(span)
+}
+
+async fn publish_batch(producer: &Producer, topic: &Topic, batch: usize) -> async_nsq::Result<()> {
+    let body = Bytes::from_static(BODY);
+    if batch == 1 {
+        producer.publish(topic.clone(), body).await
+    } else {
+        producer
+            .publish_many(topic.clone(), std::iter::repeat_n(body, batch))
+            .await
+    }
+}
+
+/// Handles so many messages with a handler that only counts them. The clock runs from the first message on.
+pub(crate) async fn consume(address: SocketAddr, topic: &str, messages: u64, max_in_flight: u32) -> Result<Span> {
+    let counter = Arc::new(Counter::default());
+    let shared = Arc::clone(&counter);
+    let consumer = Consumer::builder(topic, "bench")
+        .nsqd(address.to_string())
+        .max_in_flight(max_in_flight)
+        .start(move |_: Message| {
+            shared.count(messages);
+            async { Ok::<(), Infallible>(()) }
+        })
+        .await?;
+    let span = counter.reached().await;
+    consumer.shutdown(DEADLINE).await;
+    Ok(span)
+}
+
+#[derive(Default)]
+struct Counter {
+    handled: AtomicU64,
+    clock: OnceLock<Clock>,
+    span: OnceLock<Span>,
+    done: Notify,
+}
+
+impl Counter {
+    fn count(&self, until: u64) {
+        let handled = self.handled.fetch_add(1, Ordering::Relaxed) + 1;
+        if handled == 1 {
+            self.clock.get_or_init(Clock::start);
+        } else if handled == until {
+            self.span
+                .get_or_init(|| self.clock.get_or_init(Clock::start).stop(until));
+            self.done.notify_one();
+        }
+    }
+
+    async fn reached(&self) -> Span {
+        loop {
+            if let Some(span) = self.span.get() {
+                return *span;
+            }
+            self.done.notified().await;
+        }
+    }
+}

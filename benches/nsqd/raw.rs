@@ -1,0 +1,152 @@
+//! The least that a client could do: a blocking socket, no checks, no bookkeeping, one connection in a straight loop.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use async_nsq::protocol::{self, IdentifyRequest};
+use bytes::BytesMut;
+
+use crate::span::{Clock, Span};
+use crate::{BODY, LARGE_BUFFER_FROM, Result};
+
+const READ: usize = 64 * 1024;
+
+/// Sends so many batches, each as one command, with `in_flight` of them unanswered.
+pub(crate) fn publish(address: SocketAddr, topic: &str, calls: u64, batch: usize, in_flight: u32) -> Result<Span> {
+    let mut command = BytesMut::new();
+    if batch == 1 {
+        protocol::command::publish(&mut command, topic, BODY);
+    } else {
+        protocol::command::publish_many(&mut command, topic, vec![BODY; batch].into_iter());
+    }
+    let mut connection = Connection::open(address, &IdentifyRequest::default())?;
+    // The first creates the topic.
+    connection.stream.write_all(&command)?;
+    connection.expect_ok()?;
+    let burst = command.repeat(in_flight as usize);
+    let clock = Clock::start();
+    let (mut sent, mut answered) = (0, 0);
+    while answered < calls {
+        let room = (u64::from(in_flight) - (sent - answered)).min(calls - sent);
+        connection.stream.write_all(&burst[..command.len() * room as usize])?;
+        sent += room;
+        answered += connection.read_oks()?;
+    }
+    Ok(clock.stop(calls * batch as u64))
+}
+
+/// Finishes so many messages with RDY `max_in_flight`; the FINs of a read leave in one write.
+pub(crate) fn consume(address: SocketAddr, topic: &str, count: u64, max_in_flight: u32) -> Result<Span> {
+    // Equal terms: what the consumer asks for by default.
+    let mut connection = Connection::open(
+        address,
+        &IdentifyRequest {
+            output_buffer_size: (max_in_flight >= LARGE_BUFFER_FROM).then_some(65_536),
+            output_buffer_timeout: Some(25),
+            ..IdentifyRequest::default()
+        },
+    )?;
+    writeln!(connection.stream, "SUB {topic} bench")?;
+    connection.expect_ok()?;
+    writeln!(connection.stream, "RDY {max_in_flight}")?;
+    let mut clock = None;
+    let mut fins = Vec::with_capacity(READ);
+    let mut finished = 0;
+    loop {
+        fins.clear();
+        connection.read()?;
+        let clock = clock.get_or_insert_with(Clock::start);
+        while let Some((kind, data)) = connection.next_frame() {
+            match kind {
+                2 => {
+                    finished += 1;
+                    fins.extend_from_slice(b"FIN ");
+                    fins.extend_from_slice(&data[10..26]);
+                    fins.push(b'\n');
+                }
+                0 => fins.extend_from_slice(b"NOP\n"),
+                _ => return Err(refused(data)),
+            }
+        }
+        connection.stream.write_all(&fins)?;
+        if finished >= count {
+            return Ok(clock.stop(finished));
+        }
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    // What is read and not yet looked at.
+    start: usize,
+    end: usize,
+}
+
+impl Connection {
+    fn open(address: SocketAddr, identify: &IdentifyRequest) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let mut connection = Self {
+            stream,
+            buffer: vec![0; READ],
+            start: 0,
+            end: 0,
+        };
+        let mut out = BytesMut::from(&protocol::MAGIC[..]);
+        protocol::command::identify(&mut out, &identify.to_json());
+        connection.stream.write_all(&out)?;
+        connection.expect_ok()?;
+        Ok(connection)
+    }
+
+    fn expect_ok(&mut self) -> Result<()> {
+        match self.read_oks()? {
+            1 => Ok(()),
+            other => Err(format!("{other} answers instead of one").into()),
+        }
+    }
+
+    /// Reads until there is an answer, and counts what has come.
+    fn read_oks(&mut self) -> Result<u64> {
+        let mut answers = 0;
+        while answers == 0 {
+            self.read()?;
+            while let Some((kind, data)) = self.next_frame() {
+                if kind != 0 {
+                    return Err(refused(data));
+                }
+                if data != protocol::HEARTBEAT {
+                    answers += 1;
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    fn read(&mut self) -> Result<()> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let count = self.stream.read(&mut self.buffer[self.end..])?;
+        if count == 0 {
+            return Err("nsqd closed the connection".into());
+        }
+        self.end += count;
+        Ok(())
+    }
+
+    /// The type and the data of the next frame that is complete.
+    fn next_frame(&mut self) -> Option<(u32, &[u8])> {
+        let rest = &self.buffer[self.start..self.end];
+        let (size, rest) = rest.split_first_chunk()?;
+        let frame = rest.get(..u32::from_be_bytes(*size) as usize)?;
+        let (kind, data) = frame.split_first_chunk()?;
+        self.start += 4 + frame.len();
+        Some((u32::from_be_bytes(*kind), data))
+    }
+}
+
+fn refused(data: &[u8]) -> Box<dyn std::error::Error + Send + Sync> {
+    format!("nsqd refused: {}", data.escape_ascii()).into()
+}
