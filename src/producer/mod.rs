@@ -287,14 +287,14 @@ impl Producer {
         }
     }
 
-    async fn submit(&self, topic: Option<Topic>, payload: Payload) -> Result<()> {
+    fn submit(&self, topic: Option<Topic>, payload: Payload) -> impl Future<Output = Result<()>> + Send + '_ {
         let now = Instant::now();
         // A timeout beyond what the clock can tell is none; a century will do for it.
         let deadline = now
             .checked_add(self.publish_timeout)
             .unwrap_or(now + Duration::from_secs(100 * 365 * 86_400));
-        let outcome = self.shared.pipeline.submit(topic, payload, deadline).await;
-        outcome.map_err(|error| error.at(&self.shared.address))
+        let submitted = self.shared.pipeline.submit(topic, payload, deadline);
+        async { submitted.await.map_err(|error| error.at(&self.shared.address)) }
     }
 
     fn check_body(&self, body: &Bytes) -> Result<()> {

@@ -169,27 +169,35 @@ impl Pipeline {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is room, then until the publish is resolved.
+    /// Queues a publish, at once if there is room; the future waits until it is resolved.
+    ///
+    /// What many callers have to move around and keep in memory is this future, so it holds a publish no longer than
+    /// until the queue has it, and what only waiting for room needs is boxed.
     ///
     /// # Cancel safety
     /// Dropping the future before the publish was taken for sending takes it back; after that its answer is awaited
     /// for nobody.
-    pub(super) async fn submit(&self, topic: Option<Topic>, payload: Payload, deadline: Instant) -> Result<()> {
+    pub(super) fn submit(
+        &self,
+        topic: Option<Topic>,
+        payload: Payload,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<()>> + Send + '_ {
         let cost = self.cost_of(&payload);
-        // The usual case needs no timer.
-        let in_line = if self.try_reserve(cost) {
-            None
+        let queued = if self.try_reserve(cost) {
+            Ok(self.enqueue_reserved(topic, payload, deadline, cost))
         } else {
-            Some(self.reserve(cost, deadline, payload.step()).await?)
+            Err(Box::pin(async move {
+                let _in_line = self.reserve(cost, deadline, payload.step()).await?;
+                self.enqueue_reserved(topic, payload, deadline, cost)
+            }))
         };
-        let accepted = self.enqueue(topic, payload, deadline);
-        drop(in_line);
-        match accepted {
-            Ok(pending) => pending.await,
-            Err(closed) => {
-                self.release(cost);
-                Err(closed)
-            }
+        async move {
+            let pending = match queued {
+                Ok(at_once) => at_once?,
+                Err(waits) => waits.await?,
+            };
+            pending.await
         }
     }
 
@@ -229,6 +237,21 @@ impl Pipeline {
                 Err(closed.unwrap_or_else(|| state.not_sent(step, "the deadline passed while the pipeline was full")))
             }
         }
+    }
+
+    /// Queues a publish whose cost is reserved.
+    fn enqueue_reserved(
+        &self,
+        topic: Option<Topic>,
+        payload: Payload,
+        deadline: Instant,
+        cost: Cost,
+    ) -> Result<Pending<'_>> {
+        let accepted = self.enqueue(topic, payload, deadline);
+        if accepted.is_err() {
+            self.release(cost);
+        }
+        accepted
     }
 
     fn enqueue(&self, topic: Option<Topic>, payload: Payload, deadline: Instant) -> Result<Pending<'_>> {
