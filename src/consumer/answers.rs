@@ -23,6 +23,17 @@ impl Answers {
         self.commands.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Gives back what a burst has made it grow to, and lets go of a connection that may be long gone.
+    pub(super) fn shrink(&mut self) {
+        if self.commands.is_empty() {
+            *self = Self::default();
+        }
+    }
+
     /// Adds one; those of another connection are handed over. Returns whether that has woken a driver.
     pub(super) fn push(&mut self, answer: Answer) -> bool {
         let mut woken = false;

@@ -150,10 +150,11 @@ impl Inbox {
         let mut group = self.groups[worker].lock();
         group.messages.extend(state.messages.drain(..count));
         group.moved = true;
+        let holds_answers = !group.answers.is_empty();
         drop(group);
         state.moved = true;
         let left_behind = !state.messages.is_empty();
-        let unwatched = (count > 1 || left_behind) && !state.watched;
+        let unwatched = (count > 1 || left_behind || holds_answers) && !state.watched;
         state.watched |= unwatched;
         let next = if state.eager && left_behind {
             state.idle.pop()
@@ -200,6 +201,11 @@ impl Inbox {
         };
         drop(state);
         wake(next);
+    }
+
+    /// How many answers a worker holds.
+    pub(super) fn held(&self, worker: usize) -> usize {
+        self.groups[worker].lock().answers.len()
     }
 
     /// Hands over the answers of a worker. Returns whether a driver was asleep and has been woken.
@@ -306,6 +312,9 @@ impl Inbox {
         if state.messages.is_empty() {
             state.messages = VecDeque::new();
         }
+        for group in &self.groups {
+            group.lock().shrink();
+        }
     }
 }
 
@@ -316,6 +325,13 @@ impl Group {
 }
 
 impl Taken {
+    fn shrink(&mut self) {
+        if self.messages.is_empty() {
+            self.messages = VecDeque::new();
+        }
+        self.answers.shrink();
+    }
+
     fn give_back_to(&mut self, state: &mut State) {
         while let Some(delivery) = self.messages.pop_back() {
             state.messages.push_front(delivery);

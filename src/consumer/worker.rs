@@ -25,6 +25,14 @@ use crate::protocol::MessageId;
 /// worker costs a few microseconds.
 const BUSY: Duration = Duration::from_micros(20);
 
+/// With so many answers a worker hands them over although more messages wait. It is more than one read brings of small
+/// messages, so that the answers to a read leave in one write, and less than nsqd would stop at for want of answers.
+const ENOUGH_ANSWERS: usize = 1024;
+
+/// How long a worker goes on with quick messages before it hands its answers over. One that has nothing to do hands them
+/// over at once; until then the driver could only make smaller writes of them.
+const LONG_HELD: Duration = Duration::from_micros(500);
+
 /// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
 const LONGEST_REQUEUE_MS: u64 = i64::MAX as u64 / 1_000_000;
 
@@ -92,8 +100,17 @@ impl<H: Handler> Worker<H> {
     /// (C1). So between waking and running a handler there is always a yield.
     pub(super) async fn run(self) {
         let inbox = &self.shop.inbox;
+        let mut held_since = None;
         loop {
-            match poll_fn(|cx| inbox.poll_take(self.number, cx)).await {
+            let take = poll_fn(|cx| {
+                let take = inbox.poll_take(self.number, cx);
+                if take.is_pending() {
+                    inbox.hand_over(self.number);
+                    held_since = None;
+                }
+                take
+            });
+            match take.await {
                 Take::Closed => return,
                 Take::Messages { unwatched, woken } => {
                     if unwatched {
@@ -104,13 +121,18 @@ impl<H: Handler> Worker<H> {
                     }
                 }
             }
+            let since = *held_since.get_or_insert_with(Instant::now);
             let pace = self.work_through().await;
             inbox.adapt(pace);
-            if inbox.hand_over(self.number) || pace == Pace::Busy {
-                yield_now().await;
-            } else {
-                coop::consume_budget().await;
+            let enough = pace != Pace::Quick || inbox.held(self.number) >= ENOUGH_ANSWERS;
+            if enough || since.elapsed() > LONG_HELD {
+                held_since = None;
+                if inbox.hand_over(self.number) || pace == Pace::Busy {
+                    yield_now().await;
+                    continue;
+                }
             }
+            coop::consume_budget().await;
         }
     }
 
