@@ -13,6 +13,7 @@ use super::Consumer;
 use super::flow::{Flow, FlowOptions};
 use super::handler::Handler;
 use super::inbox::Inbox;
+use super::lookout::Lookout;
 use super::mailbox::Mailbox;
 use super::message::Message;
 use super::node;
@@ -220,6 +221,7 @@ impl ConsumerBuilder {
         let reports_success = Arc::new(AtomicBool::new(false));
         let shop = Arc::new(Shop {
             handler,
+            lookout: Lookout::new(Arc::clone(&inbox)),
             inbox: Arc::clone(&inbox),
             mailbox: Arc::clone(&mailbox),
             rules: self.rules,

@@ -6,6 +6,7 @@
 //! worker without any further wake-up, and handlers that wait are run by as many workers as there are.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -31,6 +32,8 @@ pub(super) struct Delivery {
 pub(super) struct Inbox {
     state: Mutex<State>,
     groups: Vec<Group>,
+    /// Whether somebody looks after workers that are stuck.
+    watched: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -43,8 +46,6 @@ struct State {
     /// Handlers keep their threads busy: a worker that leaves messages behind wakes the next one before it begins.
     /// (Where handlers wait, the wait itself wakes the next one, for less.)
     eager: bool,
-    /// Whether somebody looks after messages whose worker is stuck.
-    watched: bool,
     /// Whether any worker has taken messages since the last look.
     moved: bool,
     closed: bool,
@@ -63,7 +64,11 @@ struct Taken {
     answers: Answers,
     /// Whether the worker is handling a message.
     handling: bool,
-    /// Whether the worker has taken a message since the last look.
+    /// Whether the handler is being polled, so that it has the thread.
+    polled: bool,
+    /// Whether it was found not to have moved.
+    stuck: bool,
+    /// Whether the worker has taken a message, or polled its handler, since the last look.
     moved: bool,
 }
 
@@ -88,6 +93,15 @@ pub(super) enum Take {
     Closed,
 }
 
+/// What [`Inbox::relieve_stuck`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Workers are at work, some of them newly found to be `stuck`: look again.
+    Again { stuck: bool },
+    /// There is nothing to look after, or somebody else has begun to.
+    Done,
+}
+
 /// What [`Inbox::next`] found.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -106,11 +120,11 @@ impl Inbox {
                 idle: Vec::new(),
                 limit: 1,
                 eager: false,
-                watched: false,
                 moved: false,
                 closed: false,
             }),
             groups: (0..workers).map(|_| Group::default()).collect(),
+            watched: AtomicBool::new(false),
         }
     }
 
@@ -150,12 +164,9 @@ impl Inbox {
         let mut group = self.groups[worker].lock();
         group.messages.extend(state.messages.drain(..count));
         group.moved = true;
-        let holds_answers = !group.answers.is_empty();
         drop(group);
         state.moved = true;
         let left_behind = !state.messages.is_empty();
-        let unwatched = (count > 1 || left_behind || holds_answers) && !state.watched;
-        state.watched |= unwatched;
         let next = if state.eager && left_behind {
             state.idle.pop()
         } else {
@@ -163,7 +174,7 @@ impl Inbox {
         };
         drop(guard);
         Poll::Ready(Take::Messages {
-            unwatched,
+            unwatched: self.claim_watch(),
             woken: wake(next),
         })
     }
@@ -173,6 +184,7 @@ impl Inbox {
         let mut group = self.groups[worker].lock();
         group.moved = true;
         group.handling = false;
+        group.polled = false;
         if let Some(answer) = answer {
             if group.answers.push(answer) {
                 return Next::Woken;
@@ -182,6 +194,7 @@ impl Inbox {
             return Next::Nothing;
         };
         group.handling = true;
+        group.polled = true;
         Next::Message(delivery)
     }
 
@@ -190,6 +203,7 @@ impl Inbox {
     pub(super) fn give_back(&self, worker: usize) {
         let mut state = self.lock();
         let mut group = self.groups[worker].lock();
+        group.polled = false;
         group.answers.hand_over();
         group.give_back_to(&mut state);
         drop(group);
@@ -217,6 +231,7 @@ impl Inbox {
     pub(super) fn retire(&self, worker: usize) {
         let mut group = self.groups[worker].lock();
         group.handling = false;
+        group.polled = false;
         group.answers.hand_over();
     }
 
@@ -240,20 +255,43 @@ impl Inbox {
         };
     }
 
+    /// The handler of `worker` is polled once more. Returns whether somebody has to be told to watch over it.
+    pub(super) fn poll_begins(&self, worker: usize) -> bool {
+        let mut group = self.groups[worker].lock();
+        group.moved = true;
+        group.polled = true;
+        drop(group);
+        self.claim_watch()
+    }
+
+    /// The handler of `worker` has returned from its poll.
+    pub(super) fn poll_ends(&self, worker: usize) {
+        self.groups[worker].lock().polled = false;
+    }
+
+    /// Whether there was no watch. The caller has to begin one.
+    fn claim_watch(&self) -> bool {
+        !self.watched.load(Ordering::SeqCst) && !self.watched.swap(true, Ordering::SeqCst)
+    }
+
     /// Looks after workers that have not moved since the last call: their handlers block their threads. Another worker
-    /// gets what they have taken, and the answers that they hold are handed over. Returns whether to call again.
-    pub(super) fn relieve_stuck(&self) -> bool {
+    /// gets what they have taken, and the answers that they hold are handed over.
+    pub(super) fn relieve_stuck(&self) -> Look {
+        // Before the look, so that whoever comes after it begins a watch of its own.
+        self.watched.store(false, Ordering::SeqCst);
         let mut guard = self.lock();
         let state = &mut *guard;
-        let mut holding = false;
-        let mut stuck = false;
+        let (mut again, mut stuck) = (false, false);
         for group in &self.groups {
             let mut group = group.lock();
-            if group.messages.is_empty() && group.answers.is_empty() {
+            if !(group.polled || group.holds_any()) {
                 continue;
             }
-            holding = true;
-            if !std::mem::take(&mut group.moved) {
+            if std::mem::take(&mut group.moved) {
+                group.stuck = false;
+                again = true;
+            } else if !group.stuck || group.holds_any() {
+                group.stuck = true;
                 stuck = true;
                 group.answers.hand_over();
                 group.give_back_to(state);
@@ -271,11 +309,13 @@ impl Inbox {
         } else {
             None
         };
-        state.watched = holding || could_be_run;
-        let watched = state.watched;
         drop(guard);
         wake(next);
-        watched
+        if (again || stuck || could_be_run) && self.claim_watch() {
+            Look::Again { stuck }
+        } else {
+            Look::Done
+        }
     }
 
     /// Lets nothing more in, hands all answers over and returns all that no handler has begun. Workers end once they have
@@ -332,6 +372,10 @@ impl Taken {
         self.answers.shrink();
     }
 
+    fn holds_any(&self) -> bool {
+        !(self.messages.is_empty() && self.answers.is_empty())
+    }
+
     fn give_back_to(&mut self, state: &mut State) {
         while let Some(delivery) = self.messages.pop_back() {
             state.messages.push_front(delivery);
@@ -346,7 +390,7 @@ fn wake(worker: Option<(usize, Waker)>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::task::Wake;
 
     use bytes::Bytes;
@@ -452,13 +496,18 @@ mod tests {
             woken: false,
         };
         assert_eq!(inbox.poll_take(0, &cx), Poll::Ready(watched));
+        let (moved, stuck) = (Look::Again { stuck: false }, Look::Again { stuck: true });
         next(&inbox, 0);
-        assert!(inbox.relieve_stuck(), "the worker has moved");
+        assert_eq!(inbox.relieve_stuck(), moved);
         next(&inbox, 0);
-        assert!(inbox.relieve_stuck(), "and has moved again");
-        assert!(inbox.relieve_stuck(), "now it has not: its messages go back");
+        assert_eq!(inbox.relieve_stuck(), moved);
+        assert_eq!(inbox.relieve_stuck(), stuck, "its messages go back");
+        assert_eq!(
+            inbox.relieve_stuck(),
+            Look::Done,
+            "that was all that can be done for it"
+        );
         assert_eq!(next(&inbox, 0), None);
-        assert!(!inbox.relieve_stuck(), "nobody holds anything, and nobody is idle");
         assert!(inbox.poll_take(1, &cx).is_ready());
         assert_eq!(next(&inbox, 1), Some(2));
     }
@@ -484,8 +533,8 @@ mod tests {
         };
         assert!(matches!(inbox.next(0, Some(answer)), Next::Message(_)));
         // The second handler blocks its thread now; a third message is in the inbox.
-        assert!(inbox.relieve_stuck());
-        assert!(inbox.relieve_stuck());
+        assert_eq!(inbox.relieve_stuck(), Look::Again { stuck: false });
+        assert_eq!(inbox.relieve_stuck(), Look::Again { stuck: true });
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         let mut commands = Vec::new();
         link.take(&mut commands, 0, Waker::noop());

@@ -27,8 +27,6 @@ pub(super) enum Event {
         answer: Command,
         outcome: Outcome,
     },
-    /// A worker holds messages that it has not begun; see [`Inbox::relieve_stuck`](super::inbox::Inbox).
-    Holding,
 }
 
 /// The supervisor's mailbox. It is bounded by what it is about: an event per message in flight, and a few per

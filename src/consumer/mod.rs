@@ -14,6 +14,7 @@ mod flow;
 mod handler;
 mod inbox;
 mod link;
+mod lookout;
 mod mailbox;
 mod message;
 mod node;

@@ -117,7 +117,7 @@ impl Supervisor {
                     self.links.remove(&link.id);
                     self.state.send_modify(|state| state.retire(&link));
                 }
-                Event::Lost { .. } | Event::Holding => {}
+                Event::Lost { .. } => {}
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -15,10 +14,6 @@ use super::mailbox::Event;
 use super::node::{self, Node};
 use super::state::{Control, State};
 use crate::discovery::{Changes, Discovery, LookupdStatus};
-
-/// How long a worker may hold messages and answers behind a handler that blocks its thread before they are taken from
-/// it. Only looked at while workers hold any.
-const STUCK: Duration = Duration::from_millis(5);
 
 pub(super) struct Supervisor {
     pub(super) shared: Arc<node::Shared>,
@@ -50,7 +45,6 @@ enum Woken {
     Mail,
     FlowTimer,
     Discovered(Changes),
-    StuckDue,
     Control(Option<Control>),
 }
 
@@ -60,28 +54,18 @@ impl Supervisor {
         for address in self.pinned.clone() {
             self.add_node(address);
         }
-        // A point in time, not a pause: mail that never ends must not put it off.
-        let mut stuck_at = None;
         loop {
             self.look_around();
             // Nodes that have left end by themselves.
             while self.node_tasks.try_join_next().is_some() {}
-            match self.wait(stuck_at).await {
-                Woken::Mail => {
-                    if self.handle_mail() {
-                        stuck_at.get_or_insert_with(|| Instant::now() + STUCK);
-                    }
-                }
+            match self.wait().await {
+                Woken::Mail => self.handle_mail(),
                 Woken::FlowTimer => {
                     // The flow judges silence by what it was told.
                     self.look_around();
                     self.flow.handle_timeout(Instant::now().into_std());
                 }
                 Woken::Discovered(changes) => self.handle_discovered(changes),
-                Woken::StuckDue => {
-                    let again = self.shared.inbox.relieve_stuck();
-                    stuck_at = again.then(|| Instant::now() + STUCK);
-                }
                 Woken::Control(Some(Control::SetMaxInFlight(max))) => {
                     self.flow.set_max_in_flight(max, Instant::now().into_std());
                 }
@@ -97,20 +81,18 @@ impl Supervisor {
         }
     }
 
-    async fn wait(&mut self, stuck_at: Option<Instant>) -> Woken {
+    async fn wait(&mut self) -> Woken {
         let timer = self.flow.poll_timeout().map(Instant::from_std);
         tokio::select! {
             () = self.shared.mailbox.arrived() => Woken::Mail,
             () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => Woken::FlowTimer,
             changes = discovered(&mut self.discovery) => Woken::Discovered(changes),
-            () = sleep_until(stuck_at.unwrap_or_else(Instant::now)), if stuck_at.is_some() => Woken::StuckDue,
             control = self.control.recv() => Woken::Control(control),
         }
     }
 
-    /// Handles what has arrived. Returns whether a worker has begun to hold messages.
-    pub(super) fn handle_mail(&mut self) -> bool {
-        let mut holding = false;
+    /// Handles what has arrived.
+    fn handle_mail(&mut self) {
         let now = Instant::now().into_std();
         for event in self.shared.mailbox.take() {
             match event {
@@ -155,11 +137,9 @@ impl Supervisor {
                     // On a lost connection nsqd takes the message back by itself.
                     let _lost_with_its_connection = link.send(answer);
                 }
-                Event::Holding => holding = true,
             }
             self.write_rdy(None);
         }
-        holding
     }
 
     /// Queues the RDY commands that the flow has decided on. Of the lowered connections `last` is the last, so that the

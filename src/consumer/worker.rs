@@ -17,6 +17,7 @@ use super::flow::Outcome;
 use super::handler::{BoxError, Handler, Verdict};
 use super::inbox::{Delivery, Inbox, Next, Pace, Take};
 use super::link::{Command, Link};
+use super::lookout::Lookout;
 use super::mailbox::{Event, Mailbox};
 use super::message::Message;
 use crate::protocol::MessageId;
@@ -76,6 +77,7 @@ pub(super) struct Counts {
 pub(super) struct Shop<H> {
     pub(super) handler: H,
     pub(super) inbox: Arc<Inbox>,
+    pub(super) lookout: Lookout,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) rules: Rules,
     pub(super) counts: Arc<Counts>,
@@ -97,7 +99,7 @@ impl<H: Handler> Worker<H> {
     ///
     /// A task that a worker wakes lands in its thread's slot for the next task, which no other thread can take from.
     /// Were a handler to block the thread then, the driver, the supervisor or another worker would be stuck behind it
-    /// (C1). So between waking and running a handler there is always a yield.
+    /// (C1). So between waking and running a handler there is always a yield. The rest is up to the [`Lookout`].
     pub(super) async fn run(self) {
         let inbox = &self.shop.inbox;
         let mut held_since = None;
@@ -114,9 +116,9 @@ impl<H: Handler> Worker<H> {
                 Take::Closed => return,
                 Take::Messages { unwatched, woken } => {
                     if unwatched {
-                        self.shop.mailbox.send(Event::Holding);
+                        self.shop.lookout.begin();
                     }
-                    if unwatched || woken {
+                    if woken {
                         yield_now().await;
                     }
                 }
@@ -183,7 +185,7 @@ impl<H: Handler> Worker<H> {
                 Poll::Pending => {
                     *pace = Pace::Waited;
                     shop.inbox.give_back(self.number);
-                    handling.await
+                    self.watched(handling).await
                 }
             };
             judge(result, &link, id)
@@ -193,8 +195,8 @@ impl<H: Handler> Worker<H> {
                 *pace = Pace::Waited;
                 shop.inbox.give_back(self.number);
                 tracing::warn!(nsqd = %link.address, %id, attempts, "message is given up");
-                shop.give_up(kept.map(|message| Message::new(message, Arc::clone(&link))))
-                    .await
+                let message = kept.map(|message| Message::new(message, Arc::clone(&link)));
+                self.watched(pin!(shop.give_up(message))).await
             }
             verdict => verdict,
         };
@@ -209,6 +211,21 @@ impl<H: Handler> Worker<H> {
             outcome,
         });
         None
+    }
+}
+
+impl<H> Worker<H> {
+    /// Runs what may block its thread whenever it is polled.
+    async fn watched<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+        poll_fn(|cx| {
+            if self.shop.inbox.poll_begins(self.number) {
+                self.shop.lookout.begin();
+            }
+            let poll = future.as_mut().poll(cx);
+            self.shop.inbox.poll_ends(self.number);
+            poll
+        })
+        .await
     }
 }
 

@@ -1,6 +1,9 @@
 //! The consumer's promises, each against scripted nsqds in memory and, but for threads that block, under a paused clock.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
-#![allow(unreachable_pub, reason = "the support files are shared between test targets")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "the support files are shared between test targets, and helpers of tests may fail them"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,7 +4,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nsq::{BoxError, HandlerError, Message};
+use async_nsq::{BoxError, Consumer, HandlerError, Message};
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::time::timeout;
 
 use crate::scripted::{Nsqd, SECOND, delivery, fin, req, sorted, stuck, text};
@@ -242,5 +244,51 @@ async fn c1_a_blocked_thread_holds_back_no_other_connection() {
             Command::Rdy(_) => {}
             command => break assert_eq!(command, fin(99_999)),
         }
+    }
+}
+
+#[test]
+fn c1_a_lone_message_that_blocks_the_thread_which_waits_for_sockets_holds_back_no_heartbeat() {
+    let ours = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let theirs = Builder::new_current_thread().enable_all().build().unwrap();
+    let listener = theirs.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // At once, and in a later poll of the handler.
+    for later in [false, true] {
+        let (open, gate) = channel();
+        let blocks = Arc::new(blocking(gate));
+        let handler = move |message: Message| {
+            let blocks = Arc::clone(&blocks);
+            async move {
+                if later {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                async_nsq::Handler::handle(&*blocks, message).await
+            }
+        };
+        let builder = Consumer::builder("orders", "billing").nsqd(&address);
+        let consumer = ours.block_on(builder.start(handler)).unwrap();
+        theirs.block_on(async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut peer = Peer::new(Box::new(stream));
+            peer.handshake().await;
+            peer.read_sub().await;
+            peer.ok().await;
+            assert_eq!(soon(peer.command()).await, Command::Rdy(200));
+            peer.send_bytes(&frames(&[delivery(1, 1, "block")])).await;
+            for number in 2..50 {
+                peer.heartbeat().await;
+                assert_eq!(soon(peer.next()).await, Some(Command::Nop));
+                peer.deliver([number]).await;
+                assert_eq!(soon(peer.command()).await, fin(number));
+            }
+            drop(open);
+            assert_eq!(soon(peer.command()).await, fin(1));
+        });
+        drop(consumer);
     }
 }
