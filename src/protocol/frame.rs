@@ -58,6 +58,14 @@ pub enum FrameError {
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Four letters are a size of half a gigabyte or more: rather a server that greets in text.
+            Self::TooLarge { size, .. } if size.to_be_bytes().iter().all(|byte| (b' '..=b'~').contains(byte)) => {
+                write!(
+                    f,
+                    "the answer begins with \"{}\", which is no frame; is this nsqd's TCP port (4150 by default)?",
+                    size.to_be_bytes().escape_ascii()
+                )
+            }
             Self::TooLarge { size, limit } => write!(
                 f,
                 "a frame of {size} bytes exceeds the limit of {limit}; if nsqd runs with a larger max-msg-size, set \
@@ -323,6 +331,10 @@ mod tests {
     fn the_usual_mistakes_are_named() {
         assert_eq!(only_error(b"HTTP/1.1 400 Bad Request\r\n"), FrameError::Http);
         assert_eq!(only_error(b"\x15\x03\x01\x00\x02\x02\x46"), FrameError::Tls);
+        let greeting = only_error(b"SSH-2.0-OpenSSH\r\n").to_string();
+        assert!(greeting.starts_with("the answer begins with \"SSH-\""), "{greeting}");
+        let large = only_error(&2_000_000u32.to_be_bytes()).to_string();
+        assert!(large.contains("set max_msg_size"), "{large}");
     }
 
     #[test]
