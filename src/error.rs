@@ -30,6 +30,7 @@ pub struct Error {
     inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     step: Option<Step>,
@@ -160,21 +161,9 @@ impl Error {
         self
     }
 
-    /// For the constructors above, while nobody else holds the error; a shared one is copied first.
+    /// To be changed in place while nobody else holds the error; a shared one is copied first.
     fn edit(&mut self) -> &mut Inner {
-        if Arc::get_mut(&mut self.inner).is_none() {
-            let shared = &self.inner;
-            self.inner = Arc::new(Inner {
-                kind: shared.kind,
-                step: shared.step,
-                address: shared.address.clone(),
-                code: shared.code,
-                message: shared.message.clone(),
-                source: shared.source.clone(),
-            });
-        }
-        // The line above made it unique, so the fallback is never taken.
-        Arc::get_mut(&mut self.inner).expect("an error was shared while it was being made")
+        Arc::make_mut(&mut self.inner)
     }
 
     /// What kind of failure this is.

@@ -62,8 +62,8 @@
 //! Without any flag the crate is complete for connections in clear text. TLS, compression and AUTH are not there yet.
 //!
 //! # Logs
-//! The crate logs with [`tracing`]: connections made at `info`, lost ones and messages given up at `warn`, failed
-//! handlers at `debug`, heartbeats at `trace`.
+//! The crate logs with [`tracing`]: connections made and a consumer's end at `info`, lost connections and messages
+//! given up at `warn`, a give-up hook that panics at `error`, failed handlers at `debug`, heartbeats at `trace`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backoff;

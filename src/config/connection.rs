@@ -63,7 +63,7 @@ impl ConnectionConfig {
         self
     }
 
-    /// How long opening a connection may take, name resolution included. Default: 5 s. Must be more than zero.
+    /// How long opening a connection may take, name resolution included. Default: 5 s. Allowed: 1 ms to a day.
     ///
     /// Lower it where nsqds are near and a dead host should be noticed sooner.
     #[must_use]
@@ -72,8 +72,8 @@ impl ConnectionConfig {
         self
     }
 
-    /// How long the negotiation after opening may take, up to and with nsqd's answer to SUB. Default: 5 s. Must be
-    /// more than zero.
+    /// How long the negotiation after opening may take, up to and with nsqd's answer to SUB. Default: 5 s. Allowed:
+    /// 1 ms to a day.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
@@ -91,7 +91,8 @@ impl ConnectionConfig {
         self
     }
 
-    /// The largest message in bytes, as nsqd's `max-msg-size`. Default: 1 MiB, as in nsqd.
+    /// The largest message in bytes, as nsqd's `max-msg-size`. Default: 1 MiB, as in nsqd. Allowed: 1 byte to 1 KiB less
+    /// than 2 GiB.
     ///
     /// A producer refuses larger messages before sending them; a larger frame from nsqd is taken for a broken peer, so
     /// raise it together with nsqd's. It bounds what one frame can make this process allocate.
@@ -190,7 +191,11 @@ impl ConnectionConfig {
             }
         }
         if self.max_msg_size == 0 || self.max_msg_size > i32::MAX as usize - 1024 {
-            return Err(Error::option("max_msg_size", self.max_msg_size, "1 byte to 2 GiB"));
+            return Err(Error::option(
+                "max_msg_size",
+                self.max_msg_size,
+                "1 to 2147482623 bytes",
+            ));
         }
         Ok(())
     }

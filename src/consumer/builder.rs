@@ -30,6 +30,29 @@ use crate::name::{Channel, Topic};
 const MOST_WORKERS_BY_DEFAULT: u32 = 256;
 
 /// Options of a [`Consumer`], each with a default. The names are go-nsq's where go-nsq has the option.
+///
+/// A setter never fails; [`start`](Self::start) reports a value out of range, with the option's name and what is
+/// allowed.
+///
+/// ```
+/// use std::time::Duration;
+/// use async_nsq::{BoxError, Consumer, Message, backoff::FullJitter, test_server::Nsqd};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let nsqd = Nsqd::start().await?;
+/// let consumer = Consumer::builder("orders", "billing")
+///     .nsqd(nsqd.address())
+///     .max_in_flight(500)
+///     .concurrency(50)
+///     .max_attempts(10)
+///     .default_requeue_delay(Duration::from_secs(10))
+///     .backoff(FullJitter::default())
+///     .start(|_message: Message| async { Ok::<(), BoxError>(()) })
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct ConsumerBuilder {
@@ -76,8 +99,9 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Finds the topic's nsqds through the nsqlookupd at `address` (`host:port` of its HTTP interface, 4161 by
-    /// default). May be called several times: all of them are asked at once and their answers united.
+    /// Finds the topic's nsqds through the nsqlookupd at `address` (`host:port` or `http://host:port` of its HTTP
+    /// interface, 4161 by default). May be called several times: all of them are asked at once and their answers
+    /// united. At most 1,000 nsqds are accepted; further ones are ignored, with a warning in the log.
     pub fn lookupd(mut self, address: impl Into<String>) -> Self {
         self.lookupds.push(address.into());
         self
@@ -137,14 +161,14 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The delay of a requeue, times the message's attempts so far. Default: 90 s, as in go-nsq. Allowed: up to one
+    /// The delay of a requeue after an error that names none, times the message's attempts so far. Default: 90 s, as in go-nsq. Allowed: up to one
     /// hour.
     pub fn default_requeue_delay(mut self, delay: Duration) -> Self {
         self.rules.default_requeue_delay = delay;
         self
     }
 
-    /// The most that the default delay grows to. Default: 15 min, as in go-nsq.
+    /// The most that the default delay grows to. Default: 15 min, as in go-nsq. Allowed: up to one hour.
     pub fn max_requeue_delay(mut self, delay: Duration) -> Self {
         self.rules.max_requeue_delay = delay;
         self
@@ -184,7 +208,7 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a bad name or address, no address at all, or an option
-    /// out of range.
+    /// out of range; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for an nsqlookupd given with `https://`.
     ///
     /// # Cancel safety
     /// Dropping the future starts nothing.
@@ -197,24 +221,9 @@ impl ConsumerBuilder {
 
     fn spawn<H: Handler>(self, handler: H) -> Result<Consumer> {
         let pinned = self.validate()?;
-        let (topic, channel) = (self.topic?, self.channel?);
-        let by_default = match self.flow.max_in_flight {
-            // It starts paused; how much will be in flight later is not known.
-            0 => MOST_WORKERS_BY_DEFAULT,
-            count => count.min(MOST_WORKERS_BY_DEFAULT),
-        };
-        let concurrency = self.concurrency.unwrap_or(by_default) as usize;
-        let discovery = if self.lookupds.is_empty() {
-            None
-        } else {
-            Some(Discovery::new(
-                topic.clone(),
-                &self.lookupds,
-                Arc::clone(&self.connection.connector),
-                &self.discovery,
-                fastrand::u64(..),
-            )?)
-        };
+        let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
+        let concurrency = self.worker_count();
+        let discovery = self.new_discovery(&topic)?;
         let inbox = Arc::new(Inbox::new(concurrency));
         let mailbox = Arc::new(Mailbox::default());
         let counts = Arc::new(Counts::default());
@@ -264,6 +273,29 @@ impl ConsumerBuilder {
             state: state_seen,
             counts,
         })
+    }
+
+    fn worker_count(&self) -> usize {
+        let by_default = match self.flow.max_in_flight {
+            // It starts paused; how much will be in flight later is not known.
+            0 => MOST_WORKERS_BY_DEFAULT,
+            count => count.min(MOST_WORKERS_BY_DEFAULT),
+        };
+        self.concurrency.unwrap_or(by_default) as usize
+    }
+
+    fn new_discovery(&self, topic: &Topic) -> Result<Option<Discovery>> {
+        if self.lookupds.is_empty() {
+            return Ok(None);
+        }
+        Discovery::new(
+            topic.clone(),
+            &self.lookupds,
+            Arc::clone(&self.connection.connector),
+            &self.discovery,
+            fastrand::u64(..),
+        )
+        .map(Some)
     }
 
     fn validate(&self) -> Result<Vec<Arc<str>>> {

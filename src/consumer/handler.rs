@@ -55,11 +55,19 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// Handlers run on the runtime's threads. One that blocks its thread keeps the other messages going on a
 /// multi-threaded runtime, but it takes a thread away from everything else in the process: use
 /// `tokio::task::spawn_blocking` within the handler for work of more than a few milliseconds.
+///
+/// # Cancel safety
+/// The future of a handler is dropped at an await point when the deadline of
+/// [`Consumer::shutdown`](crate::Consumer::shutdown) comes near or the consumer is dropped; its message is given back
+/// and delivered again. Nothing else cancels it, not even the loss of the connection.
 pub trait Handler: Send + Sync + 'static {
     /// Why a message could not be handled.
     type Error: Into<BoxError>;
 
     /// Handles one message.
+    ///
+    /// # Errors
+    /// Any error requeues the message or, by a [`HandlerError`], gives it up.
     fn handle(&self, message: Message) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 

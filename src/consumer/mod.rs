@@ -179,8 +179,8 @@ impl Consumer {
     }
 
     /// Ends the consumer within `deadline`: nsqds are told to send no more, messages not begun are given back at
-    /// once, running handlers may end, every answer is written, and connections are closed. Handlers that still run
-    /// shortly before the deadline are stopped, and their messages given back.
+    /// once, running handlers may end, every answer is written, and connections are closed. The last tenth of the time,
+    /// at most 1 s, is kept for writing: handlers that still run then are stopped, and their messages given back.
     ///
     /// The report covers the consumer's whole life. A second call waits for the first one's end.
     ///

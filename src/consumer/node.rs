@@ -1,5 +1,6 @@
 //! The task that keeps a consumer subscribed at one nsqd.
 
+use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +15,7 @@ use super::session::Session;
 use super::worker::Counts;
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
-use crate::connection::{Driver, open};
+use crate::connection::{Driver, Established, open};
 use crate::error::{Error, ErrorKind, Step};
 use crate::name::{Channel, Topic};
 
@@ -52,32 +53,9 @@ impl Node {
             let lost = match opened {
                 Ok(connection) => {
                     reconnect.handle_connected(Instant::now().into_std());
-                    let link = Arc::new(Link::new(
-                        ConnectionId(shared.next_id.fetch_add(1, Ordering::Relaxed)),
-                        Arc::clone(&self.address),
-                        connection.granted.max_rdy_count,
-                        Arc::clone(&shared.mailbox),
-                    ));
-                    tracing::info!(nsqd = %self.address, version = connection.granted.version, "consumer connected");
-                    shared.mailbox.send(Event::Connected(Arc::clone(&link)));
-                    let session =
-                        Session::new(Arc::clone(&link), Arc::clone(&shared.inbox), Arc::clone(&shared.counts));
-                    let ending = EndOfLink(Arc::clone(&link));
-                    let mut driver = Driver::new(connection, session);
-                    let end = (&mut driver).await;
-                    drop(ending);
-                    let (session, write) = driver.into_role();
-                    let error = end.err().unwrap_or_else(|| {
-                        Error::new(ErrorKind::Shutdown, Step::Read, "the connection was closed as asked")
-                    });
-                    let unanswered = session.in_flight();
+                    let lost = self.consume_over(connection).await;
                     reconnect.handle_lost(Instant::now().into_std());
-                    Lost {
-                        link: Some(link),
-                        error,
-                        unanswered,
-                        unflushed: session.is_unflushed(&write),
-                    }
+                    lost
                 }
                 Err(error) => Lost {
                     link: None,
@@ -91,8 +69,8 @@ impl Node {
                 tracing::info!(nsqd = %self.address, "consumer disconnected");
             } else {
                 tracing::warn!(
-                    nsqd = %self.address, error = %lost.error, unanswered = lost.unanswered, retry_in = ?delay,
-                    "consumer is not connected"
+                    nsqd = %self.address, error = &lost.error as &dyn StdError, unanswered = lost.unanswered,
+                    retry_in = ?delay, "consumer is not connected"
                 );
             }
             shared.mailbox.send(Event::Lost {
@@ -108,12 +86,44 @@ impl Node {
             }
         }
     }
+
+    /// Consumes over a connection until it ends.
+    async fn consume_over(&self, connection: Established) -> Lost {
+        let shared = &self.shared;
+        let link = Arc::new(Link::new(
+            ConnectionId(shared.next_id.fetch_add(1, Ordering::Relaxed)),
+            Arc::clone(&self.address),
+            connection.granted.max_rdy_count,
+            Arc::clone(&shared.mailbox),
+        ));
+        tracing::info!(nsqd = %self.address, version = connection.granted.version, "consumer connected");
+        shared.mailbox.send(Event::Connected(Arc::clone(&link)));
+        let session = Session::new(Arc::clone(&link), Arc::clone(&shared.inbox), Arc::clone(&shared.counts));
+        let ending = EndOfLink(Arc::clone(&link));
+        let mut driver = Driver::new(connection, session);
+        let end = (&mut driver).await;
+        drop(ending);
+        let (session, write) = driver.into_role();
+        let error = end
+            .err()
+            .unwrap_or_else(|| Error::new(ErrorKind::Shutdown, Step::Read, "the connection was closed as asked"));
+        Lost {
+            link: Some(link),
+            error,
+            unanswered: session.in_flight(),
+            unflushed: session.is_unflushed(&write),
+        }
+    }
 }
 
+/// How a connection, or the attempt to make one, has ended.
 struct Lost {
+    /// `None` if no connection came about.
     link: Option<Arc<Link>>,
     error: Error,
+    /// How many messages were delivered and their answers not encoded.
     unanswered: u32,
+    /// Whether answers are missing from what the socket has taken.
     unflushed: bool,
 }
 

@@ -14,6 +14,7 @@ use super::mailbox::Event;
 use super::node::{self, Node};
 use super::state::{Control, State};
 use crate::discovery::{Changes, Discovery, LookupdStatus};
+use crate::error::{Error, ErrorKind, Step};
 
 pub(super) struct Supervisor {
     pub(super) shared: Arc<node::Shared>,
@@ -253,16 +254,16 @@ impl Supervisor {
     }
 
     /// Adds where an unreachable address comes from: it is the commonest mistake with nsqlookupd in containers.
-    fn explain(&self, address: &Arc<str>, error: crate::Error) -> crate::Error {
+    fn explain(&self, address: &Arc<str>, error: Error) -> Error {
         let announced_by = self
             .discovery
             .as_ref()
-            .filter(|_| error.kind() == crate::ErrorKind::Unreachable && !self.pinned.contains(address))
+            .filter(|_| error.kind() == ErrorKind::Unreachable && !self.pinned.contains(address))
             .and_then(|discovery| discovery.view().announced_by(address));
         match announced_by {
-            Some(lookupd) => crate::Error::new(
-                crate::ErrorKind::Unreachable,
-                crate::Step::Dial,
+            Some(lookupd) => Error::new(
+                ErrorKind::Unreachable,
+                Step::Dial,
                 format!(
                     "cannot be reached at the address that nsqlookupd {lookupd} announces; if that is not an address for \
                      this host, set nsqd's broadcast-address"

@@ -15,6 +15,9 @@ use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRe
 
 /// Options of a [`Producer`], each with a default.
 ///
+/// A setter never fails; [`connect`](Self::connect) reports a value out of range, with the option's name and what is
+/// allowed.
+///
 /// ```
 /// use std::time::Duration;
 /// use async_nsq::{ConnectionConfig, Producer, test_server::Nsqd};
@@ -71,7 +74,7 @@ impl ProducerBuilder {
     }
 
     /// The deadline of each publish, counted from its call: past it the publish ends as *not sent* or *unknown*.
-    /// Default: 30 s. [`Producer::with_publish_timeout`] sets it for some publishes only.
+    /// Default: 30 s. Allowed: more than zero. [`Producer::with_publish_timeout`] sets it for some publishes only.
     pub fn publish_timeout(mut self, timeout: Duration) -> Self {
         self.publish_timeout = timeout;
         self
@@ -98,7 +101,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// The longest delay of a deferred publish, as nsqd's `max-req-timeout`. Default: one hour, as in nsqd.
+    /// The longest delay of a deferred publish, as nsqd's `max-req-timeout`. Default: one hour, as in nsqd. Any
+    /// duration is allowed, but nsqd refuses a longer one than its own.
     pub fn max_req_timeout(mut self, timeout: Duration) -> Self {
         self.max_req_timeout = timeout;
         self

@@ -109,6 +109,9 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection; nothing is left behind.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub async fn connect(address: impl AsRef<str>) -> Result<Self> {
         Self::builder().nsqd(address.as_ref()).connect().await
     }
@@ -229,7 +232,8 @@ impl Producer {
         self.submit(None, Payload::Ping).await
     }
 
-    /// The same producer with another deadline for its publishes, counted from each call. Default: 30 s.
+    /// The same producer with another deadline for its publishes, counted from each call, in place of
+    /// [`publish_timeout`](ProducerBuilder::publish_timeout).
     ///
     /// ```
     /// # use async_nsq::{Producer, test_server::Nsqd};

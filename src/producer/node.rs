@@ -1,5 +1,6 @@
 //! The task that keeps a producer connected to its nsqd.
 
+use std::error::Error as StdError;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -105,7 +106,9 @@ impl Node {
                 break;
             }
             let delay = reconnect.next_delay();
-            tracing::warn!(nsqd = %self.address, %error, retry_in = ?delay, "producer is not connected");
+            tracing::warn!(
+                nsqd = %self.address, error = &error as &dyn StdError, retry_in = ?delay, "producer is not connected"
+            );
             self.pipeline.set_unreachable(Some(error.clone()));
             self.link.send_replace(Link::Lost(error));
             tokio::select! {

@@ -1,8 +1,8 @@
 //! The commands of a client, as bytes.
 //!
 //! Each function appends one command to a buffer. They trust their caller for names and limits
-//! ([`Topic`](crate::Topic) and [`Channel`](crate::Channel) are checked types); a body too long for the protocol's
-//! 32-bit lengths cannot be expressed and is cut off by no one, since every caller in this crate checks it before.
+//! ([`Topic`](crate::Topic) and [`Channel`](crate::Channel) are checked types); a body that is longer than
+//! the protocol's 32-bit lengths can state would get a wrong one, so every caller in this crate checks it before.
 
 use std::fmt::Write;
 

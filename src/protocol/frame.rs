@@ -58,6 +58,14 @@ pub enum FrameError {
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Four letters are a size of half a gigabyte or more: rather a server that greets in text.
+            Self::TooLarge { size, .. } if size.to_be_bytes().iter().all(|byte| (b' '..=b'~').contains(byte)) => {
+                write!(
+                    f,
+                    "the answer begins with \"{}\", which is no frame; is this nsqd's TCP port (4150 by default)?",
+                    size.to_be_bytes().escape_ascii()
+                )
+            }
             Self::TooLarge { size, limit } => write!(
                 f,
                 "a frame of {size} bytes exceeds the limit of {limit}; if nsqd runs with a larger max-msg-size, set \
@@ -182,7 +190,7 @@ impl FrameDecoder {
 
     fn check(&self, size: u32, frame: &[u8]) -> Result<(), FrameError> {
         if size > self.limit {
-            return Err(self.explain_large(size, frame));
+            return Err(self.explain_large(size));
         }
         if (size as usize) < TYPE_LEN {
             return Err(FrameError::TooSmall(size));
@@ -195,10 +203,10 @@ impl FrameDecoder {
     }
 
     /// What a size beyond the limit most likely is: the usual mistakes have a face.
-    fn explain_large(&self, size: u32, frame: &[u8]) -> FrameError {
+    fn explain_large(&self, size: u32) -> FrameError {
         match &size.to_be_bytes() {
             b"HTTP" => FrameError::Http,
-            [0x15 | 0x16, 0x03, 0..=4, _] if frame.len() <= 16 * 1024 => FrameError::Tls,
+            [0x15 | 0x16, 0x03, 0..=4, _] => FrameError::Tls,
             _ if size > i32::MAX as u32 => FrameError::NegativeSize(size as i32),
             _ => FrameError::TooLarge {
                 size,
@@ -323,6 +331,14 @@ mod tests {
     fn the_usual_mistakes_are_named() {
         assert_eq!(only_error(b"HTTP/1.1 400 Bad Request\r\n"), FrameError::Http);
         assert_eq!(only_error(b"\x15\x03\x01\x00\x02\x02\x46"), FrameError::Tls);
+        // The same however much of it has arrived.
+        let mut long = b"\x16\x03\x03".to_vec();
+        long.resize(20_000, 1);
+        assert_eq!(only_error(&long), FrameError::Tls);
+        let greeting = only_error(b"SSH-2.0-OpenSSH\r\n").to_string();
+        assert!(greeting.starts_with("the answer begins with \"SSH-\""), "{greeting}");
+        let large = only_error(&2_000_000u32.to_be_bytes()).to_string();
+        assert!(large.contains("set max_msg_size"), "{large}");
     }
 
     #[test]

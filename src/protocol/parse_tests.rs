@@ -62,106 +62,108 @@ fn refusal(bytes: &[u8]) -> String {
     }
 }
 
+/// Input, and the text of nsqd's error frame.
+const REFUSALS: &[(&[u8], &str)] = &[
+    (b"\n", "E_INVALID invalid command "),
+    (b"FOO bar\n", "E_INVALID invalid command FOO"),
+    (b"pub t\n", "E_INVALID invalid command pub"),
+    (b" NOP\n", "E_INVALID invalid command "),
+    (b"IDENTIFY\n\0\0\0\0", "E_BAD_BODY IDENTIFY invalid body size 0"),
+    (
+        b"IDENTIFY\n\xff\xff\xff\xff",
+        "E_BAD_BODY IDENTIFY invalid body size -1",
+    ),
+    (
+        b"IDENTIFY\n\0\x50\0\x01",
+        "E_BAD_BODY IDENTIFY body too big 5242881 > 5242880",
+    ),
+    (b"IDENTIFY\n\0\0", "E_BAD_BODY IDENTIFY failed to read body size"),
+    (b"IDENTIFY\n\0\0\0\x02{", "E_BAD_BODY IDENTIFY failed to read body"),
+    (b"AUTH a\n", "E_INVALID AUTH invalid number of parameters"),
+    (b"AUTH\n\0\0\0\0", "E_BAD_BODY AUTH invalid body size 0"),
+    (b"SUB t\n", "E_INVALID SUB insufficient number of parameters"),
+    (b"SUB a$ c\n", "E_BAD_TOPIC SUB topic name \"a$\" is not valid"),
+    (b"SUB t \n", "E_BAD_CHANNEL SUB channel name \"\" is not valid"),
+    (b"SUB t  c\n", "E_BAD_CHANNEL SUB channel name \"\" is not valid"),
+    (b"PUB\n", "E_INVALID PUB insufficient number of parameters"),
+    (
+        b"PUB #ephemeral\n",
+        "E_BAD_TOPIC PUB topic name \"#ephemeral\" is not valid",
+    ),
+    (
+        b"PUB a\"\\\t\x01\xff\xc3\xa4\n",
+        "E_BAD_TOPIC PUB topic name \"a\\\"\\\\\\t\\x01\\xff\u{e4}\" is not valid",
+    ),
+    (b"PUB t\n\0\0\0\0", "E_BAD_MESSAGE PUB invalid message body size 0"),
+    (
+        b"PUB t\n\xff\xff\xff\xff",
+        "E_BAD_MESSAGE PUB invalid message body size -1",
+    ),
+    (
+        b"PUB t\n\0\x10\0\x01",
+        "E_BAD_MESSAGE PUB message too big 1048577 > 1048576",
+    ),
+    (b"PUB t\n\0\0", "E_BAD_MESSAGE PUB failed to read message body size"),
+    (b"PUB t\n\0\0\0\x02x", "E_BAD_MESSAGE PUB failed to read message body"),
+    (b"DPUB t\n", "E_INVALID DPUB insufficient number of parameters"),
+    (b"DPUB t$ x\n", "E_BAD_TOPIC DPUB topic name \"t$\" is not valid"),
+    (b"DPUB t abc\n", "E_INVALID DPUB could not parse timeout abc"),
+    (b"DPUB t -1\n", "E_INVALID DPUB could not parse timeout -1"),
+    (
+        b"DPUB t 3600001\n",
+        "E_INVALID DPUB timeout 3600001 out of range 0-3600000",
+    ),
+    (b"DPUB t 5\n\0\0\0\0", "E_BAD_MESSAGE DPUB invalid message body size 0"),
+    (b"MPUB\n", "E_INVALID MPUB insufficient number of parameters"),
+    (
+        b"MPUB t$\n",
+        "E_BAD_TOPIC E_BAD_TOPIC MPUB topic name \"t$\" is not valid",
+    ),
+    (b"MPUB t\n\0\0", "E_BAD_BODY MPUB failed to read body size"),
+    (b"MPUB t\n\0\0\0\0", "E_BAD_BODY MPUB invalid body size 0"),
+    (
+        b"MPUB t\n\0\x50\0\x01",
+        "E_BAD_BODY MPUB body too big 5242881 > 5242880",
+    ),
+    (b"MPUB t\n\0\0\0\x04\0", "E_BAD_BODY MPUB failed to read message count"),
+    (b"MPUB t\n\0\0\0\x04\0\0\0\0", "E_BAD_BODY MPUB invalid message count 0"),
+    (
+        b"MPUB t\n\0\0\0\x04\0\x10\0\0",
+        "E_BAD_BODY MPUB invalid message count 1048576",
+    ),
+    (
+        b"MPUB t\n\0\0\0\x04\0\x0f\xff\xff",
+        "E_BAD_MESSAGE MPUB failed to read message(0) body size",
+    ),
+    (
+        b"MPUB t\n\0\0\0\x09\0\0\0\x02\0\0\0\x01a\0\0\0\0",
+        "E_BAD_MESSAGE MPUB invalid message(1) body size 0",
+    ),
+    (
+        b"MPUB t\n\0\0\0\x09\0\0\0\x01\0\x10\0\x01",
+        "E_BAD_MESSAGE MPUB message too big 1048577 > 1048576",
+    ),
+    (
+        b"MPUB t\n\0\0\0\x09\0\0\0\x01\0\0\0\x02a",
+        "E_BAD_MESSAGE MPUB failed to read message body",
+    ),
+    (b"RDY -1\n", "E_INVALID RDY could not parse count -1"),
+    (b"RDY 2501\n", "E_INVALID RDY count 2501 out of range 0-2500"),
+    (
+        b"RDY 18446744073709551615\n",
+        "E_INVALID RDY count -1 out of range 0-2500",
+    ),
+    (b"FIN\n", "E_INVALID FIN insufficient number of params"),
+    (b"FIN abc\n", "E_INVALID invalid message ID"),
+    (b"REQ 0123456789abcdef\n", "E_INVALID REQ insufficient number of params"),
+    (b"REQ abc x\n", "E_INVALID invalid message ID"),
+    (b"REQ 0123456789abcdef -1\n", "E_INVALID REQ could not parse timeout -1"),
+    (b"TOUCH\n", "E_INVALID TOUCH insufficient number of params"),
+];
+
 #[test]
 fn refusals_read_as_nsqds() {
-    let table: &[(&[u8], &str)] = &[
-        (b"\n", "E_INVALID invalid command "),
-        (b"FOO bar\n", "E_INVALID invalid command FOO"),
-        (b"pub t\n", "E_INVALID invalid command pub"),
-        (b" NOP\n", "E_INVALID invalid command "),
-        (b"IDENTIFY\n\0\0\0\0", "E_BAD_BODY IDENTIFY invalid body size 0"),
-        (
-            b"IDENTIFY\n\xff\xff\xff\xff",
-            "E_BAD_BODY IDENTIFY invalid body size -1",
-        ),
-        (
-            b"IDENTIFY\n\0\x50\0\x01",
-            "E_BAD_BODY IDENTIFY body too big 5242881 > 5242880",
-        ),
-        (b"IDENTIFY\n\0\0", "E_BAD_BODY IDENTIFY failed to read body size"),
-        (b"IDENTIFY\n\0\0\0\x02{", "E_BAD_BODY IDENTIFY failed to read body"),
-        (b"AUTH a\n", "E_INVALID AUTH invalid number of parameters"),
-        (b"AUTH\n\0\0\0\0", "E_BAD_BODY AUTH invalid body size 0"),
-        (b"SUB t\n", "E_INVALID SUB insufficient number of parameters"),
-        (b"SUB a$ c\n", "E_BAD_TOPIC SUB topic name \"a$\" is not valid"),
-        (b"SUB t \n", "E_BAD_CHANNEL SUB channel name \"\" is not valid"),
-        (b"SUB t  c\n", "E_BAD_CHANNEL SUB channel name \"\" is not valid"),
-        (b"PUB\n", "E_INVALID PUB insufficient number of parameters"),
-        (
-            b"PUB #ephemeral\n",
-            "E_BAD_TOPIC PUB topic name \"#ephemeral\" is not valid",
-        ),
-        (
-            b"PUB a\"\\\t\x01\xff\xc3\xa4\n",
-            "E_BAD_TOPIC PUB topic name \"a\\\"\\\\\\t\\x01\\xff\u{e4}\" is not valid",
-        ),
-        (b"PUB t\n\0\0\0\0", "E_BAD_MESSAGE PUB invalid message body size 0"),
-        (
-            b"PUB t\n\xff\xff\xff\xff",
-            "E_BAD_MESSAGE PUB invalid message body size -1",
-        ),
-        (
-            b"PUB t\n\0\x10\0\x01",
-            "E_BAD_MESSAGE PUB message too big 1048577 > 1048576",
-        ),
-        (b"PUB t\n\0\0", "E_BAD_MESSAGE PUB failed to read message body size"),
-        (b"PUB t\n\0\0\0\x02x", "E_BAD_MESSAGE PUB failed to read message body"),
-        (b"DPUB t\n", "E_INVALID DPUB insufficient number of parameters"),
-        (b"DPUB t$ x\n", "E_BAD_TOPIC DPUB topic name \"t$\" is not valid"),
-        (b"DPUB t abc\n", "E_INVALID DPUB could not parse timeout abc"),
-        (b"DPUB t -1\n", "E_INVALID DPUB could not parse timeout -1"),
-        (
-            b"DPUB t 3600001\n",
-            "E_INVALID DPUB timeout 3600001 out of range 0-3600000",
-        ),
-        (b"DPUB t 5\n\0\0\0\0", "E_BAD_MESSAGE DPUB invalid message body size 0"),
-        (b"MPUB\n", "E_INVALID MPUB insufficient number of parameters"),
-        (
-            b"MPUB t$\n",
-            "E_BAD_TOPIC E_BAD_TOPIC MPUB topic name \"t$\" is not valid",
-        ),
-        (b"MPUB t\n\0\0", "E_BAD_BODY MPUB failed to read body size"),
-        (b"MPUB t\n\0\0\0\0", "E_BAD_BODY MPUB invalid body size 0"),
-        (
-            b"MPUB t\n\0\x50\0\x01",
-            "E_BAD_BODY MPUB body too big 5242881 > 5242880",
-        ),
-        (b"MPUB t\n\0\0\0\x04\0", "E_BAD_BODY MPUB failed to read message count"),
-        (b"MPUB t\n\0\0\0\x04\0\0\0\0", "E_BAD_BODY MPUB invalid message count 0"),
-        (
-            b"MPUB t\n\0\0\0\x04\0\x10\0\0",
-            "E_BAD_BODY MPUB invalid message count 1048576",
-        ),
-        (
-            b"MPUB t\n\0\0\0\x04\0\x0f\xff\xff",
-            "E_BAD_MESSAGE MPUB failed to read message(0) body size",
-        ),
-        (
-            b"MPUB t\n\0\0\0\x09\0\0\0\x02\0\0\0\x01a\0\0\0\0",
-            "E_BAD_MESSAGE MPUB invalid message(1) body size 0",
-        ),
-        (
-            b"MPUB t\n\0\0\0\x09\0\0\0\x01\0\x10\0\x01",
-            "E_BAD_MESSAGE MPUB message too big 1048577 > 1048576",
-        ),
-        (
-            b"MPUB t\n\0\0\0\x09\0\0\0\x01\0\0\0\x02a",
-            "E_BAD_MESSAGE MPUB failed to read message body",
-        ),
-        (b"RDY -1\n", "E_INVALID RDY could not parse count -1"),
-        (b"RDY 2501\n", "E_INVALID RDY count 2501 out of range 0-2500"),
-        (
-            b"RDY 18446744073709551615\n",
-            "E_INVALID RDY count -1 out of range 0-2500",
-        ),
-        (b"FIN\n", "E_INVALID FIN insufficient number of params"),
-        (b"FIN abc\n", "E_INVALID invalid message ID"),
-        (b"REQ 0123456789abcdef\n", "E_INVALID REQ insufficient number of params"),
-        (b"REQ abc x\n", "E_INVALID invalid message ID"),
-        (b"REQ 0123456789abcdef -1\n", "E_INVALID REQ could not parse timeout -1"),
-        (b"TOUCH\n", "E_INVALID TOUCH insufficient number of params"),
-    ];
-    for (input, text) in table {
+    for (input, text) in REFUSALS {
         assert_eq!(refusal(input), *text, "{}", input.escape_ascii());
     }
 }

@@ -10,7 +10,7 @@ use super::options::Options;
 use crate::transport::MemoryNetwork;
 
 /// No duration is longer than this: a century, which any clock can add.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Configures an [`Nsqd`]. The defaults are nsqd's.
 #[derive(Debug, Default)]
@@ -109,6 +109,9 @@ impl NsqdBuilder {
     /// # Errors
     /// If no port can be opened.
     ///
+    /// # Cancel safety
+    /// Dropping the future before it is polled starts nothing; its first poll completes it.
+    ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start(self) -> io::Result<Nsqd> {
@@ -122,6 +125,9 @@ impl NsqdBuilder {
     /// # Errors
     /// [`io::ErrorKind::AddrInUse`] if something listens there already, [`io::ErrorKind::InvalidInput`] if `address`
     /// is not `host:port`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is polled starts nothing; its first poll completes it.
     ///
     /// # Panics
     /// Outside of a tokio runtime.

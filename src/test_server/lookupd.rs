@@ -77,6 +77,9 @@ impl Lookupd {
     /// # Errors
     /// If no port can be opened.
     ///
+    /// # Cancel safety
+    /// Dropping the future before it is polled starts nothing; its first poll completes it.
+    ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start() -> io::Result<Self> {
@@ -87,6 +90,9 @@ impl Lookupd {
     ///
     /// # Errors
     /// [`io::ErrorKind::AddrInUse`] if something listens there already.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is polled starts nothing; its first poll completes it.
     ///
     /// # Panics
     /// Outside of a tokio runtime.

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::broker::Shared;
-use super::builder::NsqdBuilder;
+use super::builder::{LONGEST, NsqdBuilder};
 use super::client::Link;
 use super::faults::Faults;
 use super::listener::{Door, split_address};
@@ -54,6 +54,9 @@ impl Nsqd {
     ///
     /// # Errors
     /// If no port can be opened.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is polled starts nothing; its first poll completes it.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -137,7 +140,8 @@ impl Nsqd {
         patience: Duration,
         mut condition: impl FnMut(&Stats) -> bool,
     ) -> Result<Stats, WaitError> {
-        let deadline = Instant::now() + patience;
+        // A clock can add a century, which is as good as for ever.
+        let deadline = Instant::now() + patience.min(LONGEST);
         loop {
             let changed = self.shared.changed.notified();
             let mut changed = std::pin::pin!(changed);
@@ -193,9 +197,9 @@ impl Nsqd {
     pub fn publish<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
     where
         T: TryInto<Topic>,
-        Error: From<T::Error>,
+        T::Error: Into<Error>,
     {
-        let topic = topic.try_into()?;
+        let topic = topic.try_into().map_err(Into::into)?;
         let body = body.into();
         let max = self.shared.options.limits.max_msg_size;
         if body.is_empty() || body.len() > max {
@@ -219,10 +223,12 @@ impl Nsqd {
     pub fn drain<T, C>(&self, topic: T, channel: C) -> Result<Vec<Bytes>>
     where
         T: TryInto<Topic>,
+        T::Error: Into<Error>,
         C: TryInto<Channel>,
-        Error: From<T::Error> + From<C::Error>,
+        C::Error: Into<Error>,
     {
-        let (topic, channel) = (topic.try_into()?, channel.try_into()?);
+        let topic = topic.try_into().map_err(Into::into)?;
+        let channel = channel.try_into().map_err(Into::into)?;
         Ok(self
             .shared
             .change(|state| state.drain(topic.as_str(), channel.as_str(), Instant::now())))

@@ -160,6 +160,21 @@ async fn p6_an_nsqd_with_lower_limits_rejects_the_guilty_message_alone() {
     assert_eq!(nsqd.topic_message_count("orders").await, Some(49));
 }
 
+/// What the body of a message asks of its handler. Counts the tries of the one that never works.
+fn verdict(message: &Message, tries: &AtomicU32) -> Result<(), BoxError> {
+    let first = message.attempts() == 1;
+    match &message.body()[..] {
+        b"fails once" if first => Err("not this time".into()),
+        b"panics once" if first => panic!("as the test wants it"),
+        b"never works" => {
+            tries.fetch_add(1, Ordering::Relaxed);
+            Err(HandlerError::requeue_after(Duration::from_millis(1)).into())
+        }
+        b"hopeless" => Err(HandlerError::give_up().into()),
+        _ => Ok(()),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn c5_an_error_a_panic_and_a_given_up_message_on_the_real_nsqd() {
     let Some(brokers) = Brokers::find_or_skip() else { return };
@@ -189,18 +204,7 @@ async fn c5_an_error_a_panic_and_a_given_up_message_on_the_real_nsqd() {
             }
         })
         .start(move |message: Message| {
-            let first = message.attempts() == 1;
-            let verdict: Result<(), BoxError> = match &message.body()[..] {
-                b"fails once" if first => Err("not this time".into()),
-                b"panics once" if first => panic!("as the test wants it"),
-                b"never works" => {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    Err(HandlerError::requeue_after(Duration::from_millis(1)).into())
-                }
-                b"hopeless" => Err(HandlerError::give_up().into()),
-                _ => Ok(()),
-            };
-            let recorded = verdict.map(|()| record(message));
+            let recorded = verdict(&message, &counted).map(|()| record(message));
             async move {
                 match recorded {
                     Ok(recorded) => recorded.await,

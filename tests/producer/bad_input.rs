@@ -16,7 +16,12 @@ const BAD: [(&str, &[u8], ErrorKind, &str); 11] = [
         ErrorKind::Protocol,
         "negative",
     ),
-    ("text", b"220 mail.example ESMTP\r\n", ErrorKind::Protocol, "limit"),
+    (
+        "text",
+        b"220 mail.example ESMTP\r\n",
+        ErrorKind::Protocol,
+        "begins with",
+    ),
     ("HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n", ErrorKind::Protocol, "HTTP"),
     (
         "a TLS alert",

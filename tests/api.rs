@@ -1,0 +1,80 @@
+//! What the public types promise to the compiler: a service may move them between threads, share them, hold them in its
+//! own structs and print them.
+
+use std::error::Error as StdError;
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use async_nsq::backoff::{Exponential, FullJitter, Off};
+use async_nsq::test_server::{self, Lookupd, Nsqd, NsqdBuilder};
+use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
+use async_nsq::{
+    BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
+    Culprit, Error, ErrorKind, HandlerError, Message, PauseReason, Producer, ProducerBuilder, ProducerReport, Step,
+    Topic, protocol,
+};
+
+fn shared<T: Send + Sync + Debug + 'static>() {}
+fn cloned<T: Clone + Send + Sync + Debug + 'static>() {}
+fn error<T: StdError + Send + Sync + 'static>() {}
+fn sent<F: Future + Send>(_: &F) {}
+
+#[test]
+fn public_types_are_send_sync_and_debug() {
+    shared::<Consumer>();
+    shared::<Message>();
+    shared::<Nsqd>();
+    shared::<NsqdBuilder>();
+    shared::<Lookupd>();
+    shared::<MemoryListener>();
+    shared::<protocol::CommandParser>();
+    cloned::<Producer>();
+    cloned::<ProducerBuilder>();
+    cloned::<ProducerReport>();
+    cloned::<ConsumerBuilder>();
+    cloned::<ConsumerReport>();
+    cloned::<ConsumerStats>();
+    cloned::<ConnectionStats>();
+    cloned::<ConnectionConfig>();
+    cloned::<PauseReason>();
+    cloned::<Topic>();
+    cloned::<Channel>();
+    cloned::<(ErrorKind, Step, Culprit)>();
+    cloned::<(Exponential, FullJitter, Off)>();
+    cloned::<(TcpConnector, MemoryNetwork, MemoryConnector)>();
+    cloned::<(protocol::FrameDecoder, protocol::Frame, protocol::Command)>();
+    cloned::<(protocol::IdentifyRequest, protocol::IdentifyResponse, protocol::Lookup)>();
+    cloned::<test_server::Stats>();
+}
+
+#[test]
+fn errors_go_where_errors_go() {
+    error::<Error>();
+    error::<HandlerError>();
+    error::<protocol::FrameError>();
+    error::<protocol::CommandError>();
+    error::<protocol::IdentifyError>();
+    error::<protocol::LookupError>();
+    error::<test_server::WaitError>();
+}
+
+#[tokio::test]
+async fn futures_can_be_spawned() {
+    let nsqd = Nsqd::start().await.unwrap();
+    sent(&Producer::connect("a:1"));
+    let producer = Producer::connect(nsqd.address()).await.unwrap();
+    sent(&producer.publish("t", "m"));
+    sent(&producer.publish_many("t", ["m"]));
+    sent(&producer.publish_deferred("t", Duration::ZERO, "m"));
+    sent(&producer.ping());
+    sent(&producer.shutdown(Duration::ZERO));
+    let handler = |_: Message| async { Ok::<(), BoxError>(()) };
+    let builder = Consumer::builder("t", "c").nsqd(nsqd.address());
+    sent(&builder.clone().start(handler));
+    let consumer = builder.start(handler).await.unwrap();
+    sent(&consumer.ready(Duration::ZERO));
+    sent(&consumer.set_max_in_flight(1));
+    sent(&consumer.shutdown(Duration::ZERO));
+    sent(&nsqd.wait_for(|_| true));
+}
