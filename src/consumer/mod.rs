@@ -38,8 +38,7 @@ pub use self::flow::PauseReason;
 pub use self::handler::{BoxError, Handler, HandlerError};
 pub use self::message::Message;
 pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats};
-use self::state::{Control, State};
-use self::worker::Counts;
+use self::state::{Control, Counts, State};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
 

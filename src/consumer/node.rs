@@ -12,7 +12,7 @@ use super::inbox::Inbox;
 use super::link::Link;
 use super::mailbox::{Event, Mailbox};
 use super::session::Session;
-use super::worker::Counts;
+use super::state::Counts;
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
 use crate::connection::{Driver, Established, open};

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::inbox::{Delivery, Inbox};
 use super::link::{Command, Link, Queue};
-use super::worker::Counts;
+use super::state::Counts;
 use crate::connection::{Queued, Role, WriteBuffer};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, ErrorCode, Message, command};

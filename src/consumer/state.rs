@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use tokio::time::Instant;
 
@@ -54,6 +55,20 @@ pub struct ConnectionStats {
     pub in_flight: u32,
     /// Messages delivered by this connection.
     pub received: u64,
+}
+
+/// What has become of messages, over all of a consumer's life.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) finished: AtomicU64,
+    pub(super) requeued: AtomicU64,
+    pub(super) given_up: AtomicU64,
+    /// Given back without being begun.
+    pub(super) returned: AtomicU64,
+    /// Handlers that were stopped in the middle.
+    pub(super) abandoned: AtomicU64,
+    /// The flow's, for whoever asks.
+    pub(super) backoff_level: AtomicU32,
 }
 
 /// Counts of a consumer at one moment: see [`Consumer::stats`](super::Consumer::stats).

@@ -260,19 +260,20 @@ impl Supervisor {
             .as_ref()
             .filter(|_| error.kind() == ErrorKind::Unreachable && !self.pinned.contains(address))
             .and_then(|discovery| discovery.view().announced_by(address));
-        match announced_by {
-            Some(lookupd) => Error::new(
-                ErrorKind::Unreachable,
-                Step::Dial,
-                format!(
-                    "cannot be reached at the address that nsqlookupd {lookupd} announces; if that is not an address for \
-                     this host, set nsqd's broadcast-address"
-                ),
-            )
-            .at(address)
-            .because(error),
-            None => error,
+        let Some(lookupd) = announced_by else { return error };
+        let explained = Error::new(
+            ErrorKind::Unreachable,
+            Step::Dial,
+            format!(
+                "cannot be reached at the address that nsqlookupd {lookupd} announces; if that is not an address for this \
+                 host, set nsqd's broadcast-address"
+            ),
+        )
+        .at(address);
+        if !self.state.borrow().failing.contains_key(address) {
+            tracing::warn!("{explained}");
         }
+        explained.because(error)
     }
 }
 

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::link::{Command, Link};
 use super::lookout::Lookout;
 use super::mailbox::{Event, Mailbox};
 use super::message::Message;
+use super::state::Counts;
 use crate::protocol::MessageId;
 
 /// A handler that keeps its thread for longer than this, on average, is run side by side with others: waking another
@@ -57,20 +58,6 @@ impl Rules {
             .saturating_mul(u32::from(attempts))
             .min(self.max_requeue_delay)
     }
-}
-
-/// What has become of messages, over all of a consumer's life.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) finished: AtomicU64,
-    pub(super) requeued: AtomicU64,
-    pub(super) given_up: AtomicU64,
-    /// Given back without being begun.
-    pub(super) returned: AtomicU64,
-    /// Handlers that were stopped in the middle.
-    pub(super) abandoned: AtomicU64,
-    /// The flow's, for whoever asks.
-    pub(super) backoff_level: AtomicU32,
 }
 
 /// What all workers of a consumer share.

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 /// Where the messages of a topic are: nsqlookupd's answer to `/lookup?topic=...`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lookup {
     /// The channels that any nsqd has for this topic.
     pub channels: Vec<String>,
@@ -19,6 +20,7 @@ pub struct Lookup {
 
 /// One nsqd in an answer of nsqlookupd.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
 pub struct LookupProducer {
     /// The host name or IP address at which the nsqd says that clients reach it.
     pub broadcast_address: String,
