@@ -37,6 +37,8 @@ pub(super) struct Session {
     /// Where the last answer ends in what is written.
     answers_end: u64,
     yielded: bool,
+    /// CLS was sent.
+    leaving: bool,
     /// Told to close once nsqd has confirmed that it sends no more and everything is answered.
     closing: bool,
     close_wait: bool,
@@ -55,6 +57,7 @@ impl Session {
             largest_rdy: 0,
             answers_end: 0,
             yielded: false,
+            leaving: false,
             closing: false,
             close_wait: false,
         }
@@ -88,7 +91,13 @@ impl Session {
                     self.largest_rdy = self.largest_rdy.max(count);
                     command::rdy(out, count);
                 }
-                Command::StartClose => command::cls(out),
+                // A connection that is leaving is told so again by a shutdown, and nsqd takes a second CLS for a breach of
+                // the protocol: it would close, and the answers still to come would be lost.
+                Command::StartClose if self.leaving => {}
+                Command::StartClose => {
+                    self.leaving = true;
+                    command::cls(out);
+                }
                 Command::Close => self.closing = true,
             }
         }
