@@ -53,7 +53,8 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 ///
 /// # Blocking
 /// Handlers run on the runtime's threads. One that blocks its thread keeps the other messages going on a
-/// multi-threaded runtime, but it takes a thread away from everything else in the process: use
+/// multi-threaded runtime, but it takes a thread away from everything else in the process, and as
+/// many of them as the runtime has threads stop everything, heartbeats included, so that nsqd drops the connection: use
 /// `tokio::task::spawn_blocking` within the handler for work of more than a few milliseconds.
 ///
 /// # Cancel safety

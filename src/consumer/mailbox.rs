@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::flow::Outcome;
 use super::link::{Command, Link};
@@ -12,7 +12,11 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) enum Event {
     /// A connection has subscribed.
-    Connected(Arc<Link>),
+    Connected {
+        link: Arc<Link>,
+        /// Whether its node was told to leave meanwhile.
+        leaving: watch::Receiver<bool>,
+    },
     /// A connection has ended, or an attempt to make one.
     Lost {
         address: Arc<str>,

@@ -97,7 +97,10 @@ impl Node {
             Arc::clone(&shared.mailbox),
         ));
         tracing::info!(nsqd = %self.address, version = connection.granted.version, "consumer connected");
-        shared.mailbox.send(Event::Connected(Arc::clone(&link)));
+        shared.mailbox.send(Event::Connected {
+            link: Arc::clone(&link),
+            leaving: self.leaving.clone(),
+        });
         let session = Session::new(Arc::clone(&link), Arc::clone(&shared.inbox), Arc::clone(&shared.counts));
         let ending = EndOfLink(Arc::clone(&link));
         let mut driver = Driver::new(connection, session);

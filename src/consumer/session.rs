@@ -1,9 +1,13 @@
 //! What a consumer's connection does: hands messages over and encodes their answers.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Sleep, sleep};
 
 use super::inbox::{Delivery, Inbox};
 use super::link::{Command, Link, Queue};
@@ -23,6 +27,11 @@ const OVERRUN: u32 = 2;
 /// Room for deliveries that crossed a lowered RDY on the way.
 const OVERRUN_SLACK: u32 = 16;
 
+/// How long a connection stays open once nsqd has confirmed CLS and everything is answered. The task of nsqd's that sends
+/// messages hears of CLS after the one that confirms it, so one message may still follow. Left unread it would come
+/// again only after `msg_timeout`.
+const STRAGGLER: Duration = Duration::from_millis(10);
+
 pub(super) struct Session {
     link: Arc<Link>,
     inbox: Arc<Inbox>,
@@ -37,9 +46,13 @@ pub(super) struct Session {
     /// Where the last answer ends in what is written.
     answers_end: u64,
     yielded: bool,
+    /// CLS was sent.
+    leaving: bool,
     /// Told to close once nsqd has confirmed that it sends no more and everything is answered.
     closing: bool,
     close_wait: bool,
+    /// Runs once nothing is left to do.
+    straggler: Option<Pin<Box<Sleep>>>,
 }
 
 impl Session {
@@ -55,8 +68,10 @@ impl Session {
             largest_rdy: 0,
             answers_end: 0,
             yielded: false,
+            leaving: false,
             closing: false,
             close_wait: false,
+            straggler: None,
         }
     }
 
@@ -88,7 +103,13 @@ impl Session {
                     self.largest_rdy = self.largest_rdy.max(count);
                     command::rdy(out, count);
                 }
-                Command::StartClose => command::cls(out),
+                // A connection that is leaving is told so again by a shutdown, and nsqd takes a second CLS for a breach of
+                // the protocol: it would close, and the answers still to come would be lost.
+                Command::StartClose if self.leaving => {}
+                Command::StartClose => {
+                    self.leaving = true;
+                    command::cls(out);
+                }
                 Command::Close => self.closing = true,
             }
         }
@@ -120,7 +141,13 @@ impl Role for Session {
             WORTH_A_WRITE.min(self.in_flight as usize)
         };
         match self.link.take(&mut self.commands, at_least, cx.waker()) {
-            Queue::Empty if self.closing && self.close_wait && self.in_flight == 0 => Queued::Finished,
+            Queue::Empty if self.closing && self.close_wait && self.in_flight == 0 => {
+                let straggler = self.straggler.get_or_insert_with(|| Box::pin(sleep(STRAGGLER)));
+                match straggler.as_mut().poll(cx) {
+                    Poll::Ready(()) => Queued::Finished,
+                    Poll::Pending => Queued::Nothing,
+                }
+            }
             Queue::Empty => {
                 self.yielded = false;
                 Queued::Nothing

@@ -103,7 +103,7 @@ impl Supervisor {
                 Event::Handled { link, answer, .. } => {
                     let _lost_with_its_connection = link.send(answer);
                 }
-                Event::Connected(link) => {
+                Event::Connected { link, .. } => {
                     for command in [Command::StartClose, Command::Close] {
                         let _lost_with_its_connection = link.send(command);
                     }

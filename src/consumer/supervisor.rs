@@ -97,7 +97,13 @@ impl Supervisor {
         let now = Instant::now().into_std();
         for event in self.shared.mailbox.take() {
             match event {
-                Event::Connected(link) => {
+                // Its nsqd was dropped while this event was on its way, so nobody has told this connection to close.
+                Event::Connected { link, leaving } if *leaving.borrow() => {
+                    for command in [Command::StartClose, Command::Close] {
+                        let _lost_with_its_connection = link.send(command);
+                    }
+                }
+                Event::Connected { link, .. } => {
                     self.flow.handle_connected(link.id, link.max_rdy_count, now);
                     let address = Arc::clone(&link.address);
                     self.links.insert(
@@ -281,5 +287,70 @@ async fn discovered(discovery: &mut Option<Discovery>) -> Changes {
     match discovery {
         Some(discovery) => discovery.next().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::task::Waker;
+
+    use super::super::flow::FlowOptions;
+    use super::super::inbox::Inbox;
+    use super::super::link::Queue;
+    use super::super::mailbox::Mailbox;
+    use super::super::worker::Counts;
+    use super::*;
+    use crate::backoff::Exponential;
+    use crate::config::ConnectionConfig;
+    use crate::name::{Channel, Topic};
+
+    fn supervisor() -> Supervisor {
+        let shared = node::Shared {
+            config: ConnectionConfig::new(),
+            topic: Topic::new("orders").unwrap(),
+            channel: Channel::new("billing").unwrap(),
+            inbox: Arc::new(Inbox::new(1)),
+            mailbox: Arc::new(Mailbox::default()),
+            counts: Arc::new(Counts::default()),
+            next_id: AtomicU64::new(0),
+        };
+        Supervisor {
+            shared: Arc::new(shared),
+            flow: Flow::new(FlowOptions::default(), Box::new(Arc::new(Exponential::default())), 7),
+            discovery: None,
+            nodes: HashMap::new(),
+            pinned: Vec::new(),
+            node_tasks: JoinSet::new(),
+            workers: JoinSet::new(),
+            links: BTreeMap::new(),
+            broken: 0,
+            reports_success: Arc::default(),
+            control: mpsc::channel(1).1,
+            state: watch::channel(State::default()).0,
+        }
+    }
+
+    #[test]
+    fn n5_a_connection_that_comes_about_while_its_nsqd_is_dropped_is_closed() {
+        let mut supervisor = supervisor();
+        let mailbox = Arc::clone(&supervisor.shared.mailbox);
+        let link = Arc::new(Link::new(
+            ConnectionId(1),
+            Arc::from("nsqd:4150"),
+            2500,
+            Arc::clone(&mailbox),
+        ));
+        let (leave, leaving) = watch::channel(false);
+        supervisor.nodes.insert(Arc::clone(&link.address), leave);
+        mailbox.send(Event::Connected {
+            link: Arc::clone(&link),
+            leaving,
+        });
+        supervisor.remove_node(&link.address);
+        supervisor.handle_mail();
+        let mut commands = Vec::new();
+        assert_eq!(link.take(&mut commands, 0, Waker::noop()), Queue::Taken);
+        assert_eq!(commands, [Command::StartClose, Command::Close]);
     }
 }

@@ -152,6 +152,39 @@ async fn n5_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_an
 }
 
 #[tokio::test(start_paused = true)]
+async fn c7_an_nsqd_that_is_being_left_is_not_told_twice_to_stop() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
+    let lookupd = Lookupd::start(&network, Some(vec!["nsqd"]));
+    let handler = |_: Message| async {
+        tokio::time::sleep(100 * SECOND).await;
+        Ok::<(), Error>(())
+    };
+    let consumer = consumer(&network)
+        .lookupd_poll_interval(10 * SECOND)
+        .start(handler)
+        .await
+        .unwrap();
+    let mut peer = nsqd.accept().await;
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    peer.deliver([1]).await;
+    lookupd.announce(Some(vec![]));
+    for _ in 0..3 {
+        tokio::time::sleep(25 * SECOND).await;
+        peer.heartbeat().await;
+    }
+    assert_eq!(peer.command().await, Command::Cls);
+    peer.respond(b"CLOSE_WAIT").await;
+    let ending = tokio::spawn(async move { consumer.shutdown(60 * SECOND).await });
+    // nsqd closes at a second CLS, and the answer to what is still being handled would be lost.
+    assert_eq!(peer.command().await, fin(1));
+    assert_eq!(peer.expect_close().await, 0);
+    let report = ending.await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.finished, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn n5_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it() {
     let network = MemoryNetwork::new();
     let _lookupd = Lookupd::start(&network, Some(vec!["container-7"]));

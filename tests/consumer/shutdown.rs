@@ -364,3 +364,20 @@ async fn c7_the_deadline_holds_with_a_handler_that_blocks_its_thread() {
     assert_eq!(peer.expect_close().await, 0);
     drop(open);
 }
+
+#[tokio::test(start_paused = true)]
+async fn c7_a_message_that_follows_close_wait_is_given_back() {
+    let mut nsqd = Nsqd::start();
+    let (consumer, mut peer) = nsqd.consume(10, succeed).await;
+    let ending = shut_down(&Arc::new(consumer), 30 * SECOND);
+    assert_eq!(peer.command().await, Command::Cls);
+    peer.respond(b"CLOSE_WAIT").await;
+    settle().await;
+    // nsqd had chosen it before it heard of CLS.
+    peer.deliver([1]).await;
+    assert_eq!(peer.command().await, req(1, 0));
+    assert_eq!(peer.expect_close().await, 0);
+    let (report, _) = ending.await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.returned, 1);
+}
