@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::Instant;
 
 use super::handshake::Established;
 use super::liveness::Liveness;
@@ -57,6 +58,11 @@ pub(crate) trait Role: Unpin {
 
     /// All frames of one read have been handed over.
     fn frames_end(&mut self);
+
+    /// Whether an answer is missing for which nobody waits at this time or later.
+    fn is_overdue(&self, _at: Instant) -> bool {
+        false
+    }
 
     /// The connection has gone quiet: memory that a burst has claimed can be given back.
     fn shrink(&mut self) {}
@@ -256,7 +262,8 @@ impl<R: Role> Driver<R> {
     }
 
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let dead = ready!(self.liveness.poll_expired(cx));
+        let role = &self.role;
+        let dead = ready!(self.liveness.poll_expired(cx, |now| role.is_overdue(now)));
         Poll::Ready(Err(dead.at(&self.address)))
     }
 

@@ -13,7 +13,8 @@ use crate::error::{Error, ErrorKind, Step};
 /// many.
 const INTERVALS: u32 = 2;
 
-/// Declares a peer dead that is silent for two heartbeat intervals, or that takes no byte for as long (promise N1).
+/// Declares a peer dead that is silent for two heartbeat intervals, or that takes no byte for as long (promise N1). A peer
+/// that sends heartbeats but no answers is dead too, two intervals after the last caller has stopped waiting for one.
 ///
 /// The timer is not moved at each read: when it fires it looks at what has happened since and sleeps on. So a busy
 /// connection pays a clock read per socket read, and the timer wheel is touched once per interval.
@@ -49,7 +50,9 @@ impl Liveness {
     }
 
     /// Ready with the reason once the peer is to be taken for dead.
-    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+    ///
+    /// `overdue` tells whether an answer is missing for which nobody waited any more at the given time, two intervals ago.
+    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>, overdue: impl Fn(Instant) -> bool) -> Poll<Error> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if now >= self.last_read + self.allowed {
@@ -57,6 +60,13 @@ impl Liveness {
                     ErrorKind::ConnectionLost,
                     Step::Heartbeat,
                     format!("nothing was heard for {:?}, two heartbeat intervals", self.allowed),
+                ));
+            }
+            if now.checked_sub(self.allowed).is_some_and(&overdue) {
+                return Poll::Ready(Error::new(
+                    ErrorKind::ConnectionLost,
+                    Step::Read,
+                    "the peer sends heartbeats, but no answer to what was sent long ago",
                 ));
             }
             let mut next = self.last_read + self.allowed;
@@ -87,7 +97,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(30);
 
     async fn expired(liveness: &mut Liveness) -> Option<Error> {
-        poll_fn(|cx| match liveness.poll_expired(cx) {
+        poll_fn(|cx| match liveness.poll_expired(cx, |_| false) {
             Poll::Ready(error) => Poll::Ready(Some(error)),
             Poll::Pending => Poll::Ready(None),
         })

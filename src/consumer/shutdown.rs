@@ -69,7 +69,10 @@ impl Supervisor {
     /// they block their threads.
     async fn stop_handlers(&mut self, end: Instant) -> usize {
         self.workers.abort_all();
-        while let Ok(Some(_stopped)) = timeout_at(end, self.workers.join_next()).await {}
+        let now = Instant::now();
+        // Half of what is left: one that cannot be stopped must not take the time to write what the others have said.
+        let until = now + end.saturating_duration_since(now) / 2;
+        while let Ok(Some(_stopped)) = timeout_at(until, self.workers.join_next()).await {}
         self.pass_answers_on();
         self.shared.inbox.handling()
     }
@@ -81,6 +84,7 @@ impl Supervisor {
         }
         loop {
             tokio::select! {
+                biased;
                 ended = self.node_tasks.join_next() => {
                     if ended.is_none() {
                         break;

@@ -299,7 +299,7 @@ mod tests {
     use super::super::inbox::Inbox;
     use super::super::link::Queue;
     use super::super::mailbox::Mailbox;
-    use super::super::worker::Counts;
+    use super::super::state::Counts;
     use super::*;
     use crate::backoff::Exponential;
     use crate::config::ConnectionConfig;

@@ -345,6 +345,12 @@ impl Role for PublishRole {
         }
     }
 
+    fn is_overdue(&self, at: Instant) -> bool {
+        // Answers come in order, so without the oldest one none behind it can come.
+        let oldest = self.turns.oldest();
+        !oldest.is_empty() && oldest.iter().all(|entry| entry.deadline <= at)
+    }
+
     fn shrink(&mut self) {
         self.turns.shrink();
         self.wakers = Vec::new();

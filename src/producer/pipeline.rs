@@ -67,6 +67,7 @@ pub(super) struct Entry {
     /// Grows by one per publish; the queue is sorted by it.
     seq: u64,
     slot: usize,
+    pub(super) deadline: Instant,
     /// To which command of its turn it belongs.
     pub(super) group: u32,
     /// Not to be joined with others: a batch with it was refused.
@@ -273,6 +274,7 @@ impl Pipeline {
         state.queue.push_back(Entry {
             seq,
             slot,
+            deadline,
             group: 0,
             alone: false,
             topic,

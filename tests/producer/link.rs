@@ -132,6 +132,33 @@ async fn n1_a_peer_that_takes_nothing_is_replaced_although_it_talks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn n1_a_peer_that_talks_but_never_answers_is_replaced() {
+    let mut nsqd = ScriptedNsqd::start();
+    let connection = nsqd.connection().heartbeat_interval(10 * SECOND);
+    let builder = nsqd.producer().connection(connection).publish_timeout(5 * SECOND);
+    let (producer, mut peer) = nsqd.connect_with(builder).await;
+    let begun = Instant::now();
+    let published = publish(&producer, "a", "one");
+    let talking = tokio::spawn(async move {
+        loop {
+            peer.heartbeat().await;
+            tokio::time::sleep(SECOND).await;
+        }
+    });
+    assert_eq!(published.await.unwrap().unwrap_err().kind(), ErrorKind::Unknown);
+    assert_eq!(begun.elapsed().as_secs(), 5);
+
+    let mut replacement = nsqd.accept().await;
+    let waited = begun.elapsed();
+    assert!(waited >= 25 * SECOND && waited <= 50 * SECOND, "{waited:?}");
+    let published = publish(&producer, "a", "two");
+    assert_eq!(replacement.command().await, Command::publish("a", "two"));
+    replacement.ok().await;
+    published.await.unwrap().unwrap();
+    talking.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn n1_a_slow_peer_is_not_a_dead_one() {
     let mut nsqd = ScriptedNsqd::start();
     let connection = nsqd.connection().heartbeat_interval(10 * SECOND);
