@@ -57,7 +57,7 @@
 //! # Feature flags
 //! | flag | default | what it adds |
 //! | --- | --- | --- |
-//! | `test-server` | no | [`test_server`](https://docs.rs/async-nsq/latest/async_nsq/test_server/): nsqd and nsqlookupd within the process, for tests |
+//! | `test-server` | no | module `test_server`: nsqd and nsqlookupd within the process, for tests |
 //!
 //! Without any flag the crate is complete for connections in clear text. TLS, compression and AUTH are not there yet.
 //!
