@@ -65,6 +65,8 @@ enum Client {
 enum Work {
     /// Publishing batches, so many at once. A batch of one is a plain PUB.
     Publish { batch: usize, in_flight: u32 },
+    /// Publishing messages one by one, the callers spread over so many topics.
+    Spread { topics: u32, callers: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
 }
@@ -75,7 +77,7 @@ struct Scenario {
     messages: u64,
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     scenario("publish, 1 caller", Work::Publish { batch: 1, in_flight: 1 }, 10_000),
     scenario(
         "publish, 100 callers",
@@ -92,6 +94,14 @@ const SCENARIOS: [Scenario; 8] = [
             in_flight: 1000,
         },
         400_000,
+    ),
+    scenario(
+        "publish, 100 callers over 10 topics",
+        Work::Spread {
+            topics: 10,
+            callers: 100,
+        },
+        200_000,
     ),
     scenario(
         "publish_many of 100, 1 at once",
@@ -169,14 +179,23 @@ fn main() -> Result<()> {
 fn measure(runtime: &Runtime, nsqd: &Nsqd, client: Client, scenario: &Scenario, messages: u64) -> Result<Span> {
     let topic = nsqd.new_topic();
     let address = nsqd.tcp_address();
+    let mut topics = vec![topic.clone()];
     let span = match scenario.work {
         Work::Publish { batch, in_flight } => {
             let calls = messages / batch as u64;
             match client {
                 Client::Raw => raw::publish(address, &topic, calls, batch, in_flight),
-                Client::Ours => runtime.block_on(ours::publish(address, &topic, calls, batch, in_flight)),
+                Client::Ours => runtime.block_on(ours::publish(address, &topics, calls, batch, in_flight)),
             }
         }
+        Work::Spread { topics: count, callers } => match client {
+            // To a socket that sends one PUB per message it makes no difference which topic each names.
+            Client::Raw => raw::publish(address, &topic, messages, 1, callers),
+            Client::Ours => {
+                topics = (0..count).map(|number| format!("{topic}-{number}")).collect();
+                runtime.block_on(ours::publish(address, &topics, messages, 1, callers))
+            }
+        },
         Work::Consume { max_in_flight } => {
             raw::publish(address, &topic, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
             match client {
@@ -185,6 +204,8 @@ fn measure(runtime: &Runtime, nsqd: &Nsqd, client: Client, scenario: &Scenario, 
             }
         }
     };
-    nsqd.delete_topic(&topic)?;
+    for topic in &topics {
+        nsqd.delete_topic(topic)?;
+    }
     span
 }

@@ -16,15 +16,23 @@ use crate::{BODY, Result};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// So many callers that share `calls`, each awaiting one publish of `batch` messages after the other.
-pub(crate) async fn publish(address: SocketAddr, topic: &str, calls: u64, batch: usize, callers: u32) -> Result<Span> {
+/// So many callers that share `calls`, each awaiting one publish of `batch` messages to its topic after the other.
+pub(crate) async fn publish(
+    address: SocketAddr,
+    topics: &[String],
+    calls: u64,
+    batch: usize,
+    callers: u32,
+) -> Result<Span> {
     let producer = Producer::connect(address.to_string()).await?;
-    let topic = Topic::new(topic)?;
-    // The first creates the topic.
-    publish_batch(&producer, &topic, batch).await?;
+    let topics: Vec<Topic> = topics.iter().map(Topic::new).collect::<async_nsq::Result<_>>()?;
+    for topic in &topics {
+        // The first creates the topic.
+        publish_batch(&producer, topic, batch).await?;
+    }
     let mut tasks: JoinSet<async_nsq::Result<()>> = JoinSet::new();
     let clock = Clock::start();
-    for _ in 0..callers {
+    for topic in topics.iter().cycle().take(callers as usize) {
         let (producer, topic) = (producer.clone(), topic.clone());
         tasks.spawn(async move {
             for _ in 0..calls / u64::from(callers) {
