@@ -348,7 +348,7 @@ impl Role for PublishRole {
     fn is_overdue(&self, at: Instant) -> bool {
         // Answers come in order, so without the oldest one none behind it can come.
         let oldest = self.turns.oldest();
-        !oldest.is_empty() && oldest.iter().all(|entry| entry.deadline <= at)
+        !oldest.is_empty() && self.pipeline.have_expired(oldest, at)
     }
 
     fn shrink(&mut self) {

@@ -67,7 +67,6 @@ pub(super) struct Entry {
     /// Grows by one per publish; the queue is sorted by it.
     seq: u64,
     slot: usize,
-    pub(super) deadline: Instant,
     /// To which command of its turn it belongs.
     pub(super) group: u32,
     /// Not to be joined with others: a batch with it was refused.
@@ -274,7 +273,6 @@ impl Pipeline {
         state.queue.push_back(Entry {
             seq,
             slot,
-            deadline,
             group: 0,
             alone: false,
             topic,
@@ -356,6 +354,12 @@ impl Pipeline {
         drop(state);
         self.release(cost);
         waiting
+    }
+
+    /// Whether the deadlines of all these entries, which have been taken, have passed at this time.
+    pub(super) fn have_expired(&self, entries: &[Entry], at: Instant) -> bool {
+        let state = self.lock();
+        entries.iter().all(|entry| state.slots[entry.slot].deadline <= at)
     }
 
     /// Puts entries that nsqd cannot have acted on back to the front of the queue, to be sent again.
