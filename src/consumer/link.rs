@@ -112,6 +112,14 @@ impl Link {
         Ok(())
     }
 
+    /// Tells nsqd to send nothing more, and the session to close once everything is answered.
+    pub(super) fn leave(&self) {
+        for command in [Command::StartClose, Command::Close] {
+            // A connection that is gone has nothing to leave.
+            let _lost_with_its_connection = self.send(command);
+        }
+    }
+
     /// Queues the answers of a group of messages and leaves the vector empty. Returns whether the driver was asleep
     /// and has been woken.
     pub(super) fn send_all(&self, answers: &mut Vec<Command>) -> bool {

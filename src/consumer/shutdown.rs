@@ -108,9 +108,7 @@ impl Supervisor {
                     let _lost_with_its_connection = link.send(answer);
                 }
                 Event::Connected { link, .. } => {
-                    for command in [Command::StartClose, Command::Close] {
-                        let _lost_with_its_connection = link.send(command);
-                    }
+                    link.leave();
                 }
                 Event::Lost {
                     link: Some(link),

@@ -99,9 +99,7 @@ impl Supervisor {
             match event {
                 // Its nsqd was dropped while this event was on its way, so nobody has told this connection to close.
                 Event::Connected { link, leaving } if *leaving.borrow() => {
-                    for command in [Command::StartClose, Command::Close] {
-                        let _lost_with_its_connection = link.send(command);
-                    }
+                    link.leave();
                 }
                 Event::Connected { link, .. } => {
                     self.flow.handle_connected(link.id, link.max_rdy_count, now);
@@ -253,9 +251,7 @@ impl Supervisor {
         let now = Instant::now().into_std();
         for known in self.links.values().filter(|known| known.link.address == *address) {
             self.flow.handle_closing(known.link.id, now);
-            for command in [Command::StartClose, Command::Close] {
-                let _lost_with_its_connection = known.link.send(command);
-            }
+            known.link.leave();
         }
     }
 
