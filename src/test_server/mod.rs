@@ -41,24 +41,12 @@
 //! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
 //!   reads.
 
-mod broker;
-mod builder;
-mod channel;
-mod client;
-mod faults;
-mod identify;
 mod listener;
 mod lookupd;
-mod message;
 mod nsqd;
-mod options;
-mod session;
-mod stats;
-mod topic;
-mod wire;
 
-pub use builder::NsqdBuilder;
-pub use faults::Faults;
 pub use lookupd::{Lookupd, LookupdFaults};
-pub use nsqd::Nsqd;
-pub use stats::{ChannelStats, ClientStats, Received, Stats, TopicStats, WaitError};
+pub use nsqd::{ChannelStats, ClientStats, Faults, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError};
+
+/// The version of nsqd and nsqlookupd that is reimplemented.
+const VERSION: &str = "1.3.0";

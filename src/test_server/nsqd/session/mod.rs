@@ -1,5 +1,8 @@
 //! One connection's task: it reads commands, and writes answers, messages and heartbeats.
 
+mod identify;
+mod wire;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +10,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::identify::Settings;
+use self::wire::Wire;
 use super::broker::{Shared, State, batch_weight};
 use super::client::{Link, Phase};
-use super::identify::Settings;
-use super::wire::Wire;
 use crate::protocol::{
     CLOSE_WAIT, Command, CommandBody, CommandError, CommandHead, CommandName, CommandParser, Frame, HEARTBEAT,
     LineTooLong, MAGIC, Message, OK,

@@ -1,5 +1,16 @@
 //! The handle of a broker: [`Nsqd`].
 
+mod broker;
+mod builder;
+mod channel;
+mod client;
+mod faults;
+mod message;
+mod options;
+mod session;
+mod stats;
+mod topic;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -9,18 +20,20 @@ use bytes::Bytes;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::broker::Shared;
-use super::builder::{LONGEST, NsqdBuilder};
-use super::client::Link;
-use super::faults::Faults;
+use self::broker::Shared;
+use self::builder::LONGEST;
+use self::client::Link;
+use self::options::Options;
+use self::session::Session;
 use super::listener::{Door, split_address};
 use super::lookupd::{Registration, Registry};
-use super::options::Options;
-use super::session::Session;
-use super::stats::{ChannelStats, Received, Stats, TopicStats, WaitError};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::protocol::Command;
+
+pub use builder::NsqdBuilder;
+pub use faults::Faults;
+pub use stats::{ChannelStats, ClientStats, Received, Stats, TopicStats, WaitError};
 
 /// The deadline of [`Nsqd::wait_for`].
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -69,7 +82,7 @@ impl Nsqd {
         NsqdBuilder::default()
     }
 
-    pub(super) fn open(options: Options, door: Door, lookupds: Vec<Registry>) -> io::Result<Self> {
+    fn open(options: Options, door: Door, lookupds: Vec<Registry>) -> io::Result<Self> {
         let (host, port) = split_address(door.address())?;
         let host = options.broadcast_address.clone().unwrap_or(host);
         let registrations = lookupds

@@ -3,10 +3,10 @@
 use std::io;
 use std::time::Duration;
 
-use super::listener::Door;
-use super::lookupd::Lookupd;
-use super::nsqd::Nsqd;
+use super::Nsqd;
 use super::options::Options;
+use crate::test_server::listener::Door;
+use crate::test_server::lookupd::{Lookupd, Registry};
 use crate::transport::MemoryNetwork;
 
 /// No duration is longer than this: a century, which any clock can add.
@@ -17,7 +17,7 @@ pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 #[must_use = "a builder does nothing until it is started"]
 pub struct NsqdBuilder {
     options: Options,
-    lookupds: Vec<super::lookupd::Registry>,
+    lookupds: Vec<Registry>,
 }
 
 impl NsqdBuilder {

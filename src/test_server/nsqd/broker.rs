@@ -13,13 +13,13 @@ use tokio::time::{Instant, sleep_until};
 use super::channel::{Channel, Clients, Refusal};
 use super::client::{Client, Link, Phase};
 use super::faults::Script;
-use super::listener::Door;
-use super::lookupd::Registration;
 use super::message::{WallClock, fresh, weight};
 use super::options::Options;
 use super::stats::{Received, Stats, TopicStats};
 use super::topic::Topic;
 use crate::protocol::{Command, Message, MessageId};
+use crate::test_server::listener::Door;
+use crate::test_server::lookupd::Registration;
 
 /// How many bytes the record of received commands may hold on to.
 const RECORD_BYTES: usize = 64 * 1024 * 1024;

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use crate::protocol::CommandLimits;
 
-pub(super) const VERSION: &str = "1.3.0";
-
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) limits: CommandLimits,

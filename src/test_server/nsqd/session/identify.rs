@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Number, Value};
 
-use super::options::{Options, VERSION};
+use super::super::options::Options;
 use crate::protocol::{CommandError, IdentifyResponse};
+use crate::test_server::VERSION;
 
 const DEFAULT_BUFFER_SIZE: i64 = 16_384;
 const DEFAULT_BUFFER_TIMEOUT_MS: i64 = 250;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::client::Link;
+use super::super::client::Link;
 use crate::protocol::{Frame, encode_frame};
 use crate::transport::BoxIo;
 

@@ -17,13 +17,13 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::VERSION;
 use super::listener::{Door, split_address};
-use super::options::VERSION;
 use crate::transport::{BoxIo, MemoryNetwork};
 
 /// An nsqlookupd within this process: its HTTP side.
 ///
-/// A broker that was given it by [`NsqdBuilder::lookupd`](super::NsqdBuilder::lookupd) registers its topics and channels
+/// A broker that was given it by [`NsqdBuilder::lookupd`](crate::test_server::NsqdBuilder::lookupd) registers its topics and channels
 /// the moment they are created. Other addresses are registered by hand, existing or not.
 ///
 /// It answers `GET /lookup?topic=`, `/channels?topic=`, `/topics`, `/nodes` and `/ping` as nsqlookupd 1.3.0 does. Dropping
