@@ -44,9 +44,12 @@
 mod listener;
 mod lookupd;
 mod nsqd;
+#[cfg_attr(not(test), expect(dead_code, reason = "the test broker does not negotiate TLS yet"))]
+mod tls;
 
 pub use lookupd::{Lookupd, LookupdFaults};
 pub use nsqd::{ChannelStats, ClientStats, Faults, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError};
+pub use tls::{ClientAuth, ServerTls, TlsRequired};
 
 /// The version of nsqd and nsqlookupd that is reimplemented.
 const VERSION: &str = "1.3.0";

@@ -14,7 +14,10 @@ mod memory;
 mod tcp;
 
 #[cfg(feature = "test-server")]
-#[cfg_attr(not(test), expect(dead_code, reason = "the test broker does not negotiate compression yet"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the test broker does not negotiate compression yet")
+)]
 pub(crate) mod compressed;
 #[cfg(feature = "test-server")]
 mod crc32c;
