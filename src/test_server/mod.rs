@@ -42,9 +42,14 @@
 //!   reads.
 
 mod flags;
+#[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
+mod http;
+mod json;
 mod listener;
 mod lookupd;
 mod nsqd;
+mod record;
+mod server;
 
 pub use flags::FlagError;
 pub use lookupd::{Lookupd, LookupdFaults};
