@@ -52,7 +52,10 @@ mod record;
 mod server;
 
 pub use flags::FlagError;
-pub use lookupd::{Lookupd, LookupdFaults};
+pub use lookupd::{
+    Lookupd, LookupdBuilder, LookupdCommand, LookupdFaults, LookupdNode, LookupdProducer, LookupdRequest, LookupdState,
+    LookupdTopic, LookupdWaitError,
+};
 pub use nsqd::{
     AcceptFaults, ActiveFault, ChannelStats, ClientStats, CommandFaults, Encryption, Faults, Feature, FrameFaults,
     FrameKind, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError,
