@@ -41,6 +41,7 @@
 //! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
 //!   reads.
 
+mod auth;
 mod flags;
 #[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
 mod http;
@@ -51,6 +52,7 @@ mod nsqd;
 mod record;
 mod server;
 
+pub use auth::{AuthFaults, AuthRequest, AuthServer, AuthWaitError, Grant, Permission};
 pub use flags::FlagError;
 pub use lookupd::{
     Lookupd, LookupdBuilder, LookupdCommand, LookupdFaults, LookupdNode, LookupdProducer, LookupdRequest, LookupdState,
