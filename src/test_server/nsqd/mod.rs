@@ -6,6 +6,8 @@ mod channel;
 mod client;
 mod faults;
 mod flags;
+#[allow(dead_code, reason = "the broker uses it once it speaks to nsqlookupds")]
+mod lookup_peer;
 mod message;
 mod options;
 mod record;
