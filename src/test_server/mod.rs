@@ -43,6 +43,7 @@
 
 mod auth;
 mod flags;
+pub mod guide;
 #[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
 mod http;
 mod json;
