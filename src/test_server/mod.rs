@@ -51,6 +51,7 @@ mod lookupd;
 mod nsqd;
 mod record;
 mod server;
+mod tls;
 
 pub use auth::{AuthFaults, AuthRequest, AuthServer, AuthWaitError, Grant, Permission};
 pub use flags::FlagError;
@@ -62,6 +63,7 @@ pub use nsqd::{
     AcceptFaults, ActiveFault, ChannelStats, ClientStats, CommandFaults, Encryption, Faults, Feature, FrameFaults,
     FrameKind, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError,
 };
+pub use tls::{ClientAuth, ServerTls, TlsRequired};
 
 /// The version of nsqd and nsqlookupd that is reimplemented.
 const VERSION: &str = "1.3.0";
