@@ -2,6 +2,8 @@
 
 mod faults;
 mod grant;
+#[allow(dead_code, reason = "the broker asks once it knows AUTH")]
+mod pattern;
 mod server;
 #[allow(dead_code, reason = "the broker asks once it knows AUTH")]
 pub(super) mod session;
