@@ -5,7 +5,6 @@ mod grant;
 #[allow(dead_code, reason = "the broker asks once it knows AUTH")]
 mod pattern;
 mod server;
-#[allow(dead_code, reason = "the broker asks once it knows AUTH")]
 pub(super) mod session;
 
 pub use faults::AuthFaults;
