@@ -2,7 +2,6 @@
 
 mod faults;
 mod grant;
-#[allow(dead_code, reason = "the broker asks once it knows AUTH")]
 mod pattern;
 mod server;
 pub(super) mod session;
