@@ -14,6 +14,12 @@ mod memory;
 mod tcp;
 
 #[cfg(feature = "test-server")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the test broker does not negotiate compression yet")
+)]
+pub(crate) mod compressed;
+#[cfg(feature = "test-server")]
 mod crc32c;
 #[cfg(feature = "test-server")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-server")))]
