@@ -31,19 +31,19 @@
 //!
 //! # Where it differs from nsqd
 //!
-//! - TLS, snappy and deflate are answered `false`, AUTH is disabled, and there is no HTTP interface.
+//! - TLS, snappy and deflate are answered `false`, and AUTH is disabled.
 //! - Timers are exact: nsqd looks for timeouts and delays that have passed every 100 ms only, and may take five
 //!   seconds to notice a new channel.
 //! - Messages are written as soon as the connection takes them; `output_buffer_size` and `output_buffer_timeout` are
 //!   checked and confirmed, but nothing is held back.
 //! - Everything is in memory. Past [`max_queue_bytes`](NsqdBuilder::max_queue_bytes) a publish fails as nsqd's does
 //!   with a full disk.
-//! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
-//!   reads.
+//! - The messages of one MPUB, by TCP or HTTP, may not exceed `max-body-size` in sum. nsqd checks what is stated, not what
+//!   it reads.
+//! - In `/stats` all figures of memory are 0 and no latencies are measured; `/debug/pprof` has only empty profiles.
 
 mod auth;
 mod flags;
-#[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
 mod http;
 mod json;
 mod listener;

@@ -54,6 +54,14 @@ impl Server {
         }
     }
 
+    /// Serves a connection that was accepted elsewhere, unless the door is closed.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(super) fn admit(&self, serving: impl Future<Output = ()> + Send + 'static) {
+        self.shared.admit(serving);
+    }
+
     pub(super) fn address(&self) -> &str {
         self.shared.door.address()
     }

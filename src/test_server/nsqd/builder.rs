@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Nsqd;
+use super::doors::Doors;
 use super::options::Options;
-use crate::test_server::listener::Door;
 use crate::test_server::lookupd::{Lookupd, Registry};
+use crate::test_server::tls::{ServerTls, TlsRequired};
 use crate::transport::{Connector, MemoryNetwork, TcpConnector};
 
 /// No duration is longer than this: a century, which any clock can add.
@@ -125,6 +126,18 @@ impl NsqdBuilder {
         self
     }
 
+    /// Offers TLS to clients, and serves HTTPS. Default: neither.
+    pub fn tls(mut self, tls: ServerTls) -> Self {
+        self.options.tls = Some(tls);
+        self
+    }
+
+    /// Who has to use TLS. Default: nobody.
+    pub fn tls_required(mut self, required: TlsRequired) -> Self {
+        self.options.tls_required = required;
+        self
+    }
+
     /// How many messages wait in an ephemeral topic or channel before further ones are dropped. Default 10,000.
     pub fn mem_queue_size(mut self, messages: usize) -> Self {
         self.options.mem_queue_size = messages;
@@ -172,10 +185,11 @@ impl NsqdBuilder {
         self
     }
 
-    /// Starts on a free loopback port, or where [`flag`](Self::flag)`("tcp-address", ...)` says.
+    /// Starts on free loopback ports, or where the [flags](Self::flag) `tcp-address`, `http-address` and `https-address`
+    /// say. HTTPS is served with [`tls`](Self::tls) only.
     ///
     /// # Errors
-    /// If the port cannot be opened.
+    /// If a port cannot be opened.
     ///
     /// # Cancel safety
     /// Dropping the future before it is polled starts nothing; its first poll completes it.
@@ -183,18 +197,19 @@ impl NsqdBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start(mut self) -> io::Result<Nsqd> {
-        let door = Door::tcp(self.places.tcp.as_deref())?;
+        let doors = Doors::tcp(&self.places, self.options.tls.is_some())?;
         let connector = self.connector.take();
-        self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
+        self.open(doors, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
     }
 
     /// Starts within a memory network, where clients reach it by
     /// [`MemoryNetwork::connector`](crate::transport::MemoryNetwork::connector). `address` is `host:port`, any host
-    /// and any port.
+    /// and any port but the highest two. HTTP is served at the port above and HTTPS, with [`tls`](Self::tls), at the one
+    /// above that, unless the [flags](Self::flag) `http-address` and `https-address` say otherwise.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] if something listens there already, [`io::ErrorKind::InvalidInput`] if `address`
-    /// is not `host:port`.
+    /// [`io::ErrorKind::AddrInUse`] if something listens at one of these addresses already,
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`, or leaves no port for HTTP.
     ///
     /// # Cancel safety
     /// Dropping the future before it is polled starts nothing; its first poll completes it.
@@ -202,27 +217,28 @@ impl NsqdBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start_in(mut self, network: &MemoryNetwork, address: &str) -> io::Result<Nsqd> {
-        let door = Door::memory(network, address)?;
+        let doors = Doors::memory(network, address, &self.places, self.options.tls.is_some())?;
         let connector = self.connector.take();
-        self.open(door, connector.unwrap_or_else(|| Arc::new(network.connector())))
+        self.open(doors, connector.unwrap_or_else(|| Arc::new(network.connector())))
     }
 
-    /// Starts without listening: every connection is handed over by [`Nsqd::serve`]. For a transport of your own, such as
-    /// the simulated hosts of turmoil. `address` is what [`Nsqd::address`] says and nsqlookupd is told; `host:port`.
+    /// Starts without listening: every connection is handed over by [`Nsqd::serve`] or [`Nsqd::serve_http`]. For a
+    /// transport of your own, such as the simulated hosts of turmoil. `address` is what [`Nsqd::address`] says and
+    /// nsqlookupd is told; `host:port`. That of HTTP is at the port above.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`.
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`, or leaves no port for HTTP.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start_detached(mut self, address: &str) -> io::Result<Nsqd> {
-        let door = Door::detached(address)?;
+        let doors = Doors::detached(address, &self.places, self.options.tls.is_some())?;
         let connector = self.connector.take();
-        self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
+        self.open(doors, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
     }
 
-    fn open(self, door: Door, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
-        Nsqd::open(self.options, door, connector, self.lookupds)
+    fn open(self, doors: Doors, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
+        Nsqd::open(self.options, &self.places, doors, connector, self.lookupds)
     }
 }
 

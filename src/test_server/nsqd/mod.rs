@@ -1,11 +1,14 @@
 //! The handle of a broker: [`Nsqd`].
 
+mod admin;
 mod broker;
 mod builder;
 mod channel;
 mod client;
+mod doors;
 mod faults;
 mod flags;
+mod http;
 #[allow(dead_code, reason = "the broker uses it once it speaks to nsqlookupds")]
 mod lookup_peer;
 mod message;
@@ -29,9 +32,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::broker::Shared;
-use self::builder::LONGEST;
+use self::builder::{LONGEST, Places};
+use self::doors::Doors;
+use self::http::Sides;
 use self::options::Options;
-use super::listener::{Door, split_address};
+use super::listener::split_address;
 use super::lookupd::{Identity, Registration, Registry};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
@@ -66,6 +71,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// ```
 pub struct Nsqd {
     shared: Arc<Shared>,
+    sides: Sides,
     tasks: [AbortHandle; 2],
 }
 
@@ -89,19 +95,34 @@ impl Nsqd {
         NsqdBuilder::default()
     }
 
-    fn open(options: Options, door: Door, connector: Arc<dyn Connector>, lookupds: Vec<Registry>) -> io::Result<Self> {
-        let (host, port) = split_address(door.address())?;
+    fn open(
+        options: Options,
+        places: &Places,
+        doors: Doors,
+        connector: Arc<dyn Connector>,
+        lookupds: Vec<Registry>,
+    ) -> io::Result<Self> {
+        let (host, port) = split_address(doors.tcp.address())?;
         let host = options.broadcast_address.clone().unwrap_or(host);
         let port = options.broadcast_tcp_port.unwrap_or(port);
+        let (_, http_port) = split_address(doors.http.address())?;
+        let http_port = options.broadcast_http_port.unwrap_or(http_port);
         let registrations = lookupds
             .into_iter()
-            .map(|registry| Registration::new(registry, Identity::new(host.clone(), port, port.saturating_add(1))))
+            .map(|registry| Registration::new(registry, Identity::new(host.clone(), port, http_port)))
             .collect();
-        let shared = Arc::new(Shared::new(options, door, connector, registrations));
+        let shared = Arc::new(Shared::new(options, doors.tcp, connector, registrations));
+        // Without a certificate nobody listens there, but nsqd tells its option all the same.
+        let https = doors.https.ok_or_else(|| {
+            let given = places.https.clone();
+            given.unwrap_or_else(|| "0.0.0.0:4152".to_owned())
+        });
+        let sides = Sides::start(&shared, doors.http, https)?;
         let door = tokio::spawn(Arc::clone(&shared).run_door());
         let clock = tokio::spawn(Arc::clone(&shared).run_clock());
         Ok(Self {
             shared,
+            sides,
             tasks: [door.abort_handle(), clock.abort_handle()],
         })
     }
@@ -136,11 +157,50 @@ impl Nsqd {
         }
     }
 
+    /// Serves HTTP over a stream that was accepted elsewhere: [`serve`](Self::serve) for the HTTP side. A
+    /// [stopped](Self::stop) broker closes it.
+    ///
+    /// ```
+    /// use async_nsq::test_server::Nsqd;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let nsqd = Nsqd::builder().start_detached("nsqd:4150")?;
+    /// let (mut client, server) = tokio::io::duplex(1024);
+    /// nsqd.serve_http(server, "client:1");
+    /// client.write_all(b"GET /ping HTTP/1.1\r\nHost: nsqd\r\nConnection: close\r\n\r\n").await?;
+    /// let mut answer = String::new();
+    /// client.read_to_string(&mut answer).await?;
+    /// assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nOK"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn serve_http(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        self.sides.serve(Box::new(io), remote.into());
+    }
+
     /// Where clients connect: `127.0.0.1:port`, or the address within the memory network. It stays the same for the
     /// life of this handle.
     #[must_use]
     pub fn address(&self) -> &str {
         self.shared.door.address()
+    }
+
+    /// Where its HTTP side is reached: `127.0.0.1:port`, or the address within the memory network. It stays the same for
+    /// the life of this handle.
+    #[must_use]
+    pub fn http_address(&self) -> &str {
+        self.sides.address()
+    }
+
+    /// Where its HTTPS side is reached, if it was given [`tls`](NsqdBuilder::tls).
+    #[must_use]
+    pub fn https_address(&self) -> Option<&str> {
+        self.sides.https_address()
     }
 
     /// The state of everything at this moment.
@@ -334,13 +394,16 @@ impl Nsqd {
         }
         self.shared.change(|state| {
             state.closed = false;
+            state.started = Instant::now();
             state.register_all();
         });
-        self.shared.door.open()
+        self.shared.door.open()?;
+        self.sides.open()
     }
 
     async fn close(&self) {
         self.shared.door.close();
+        self.sides.close();
         self.end_connections();
         loop {
             let changed = self.shared.changed.notified();
@@ -377,6 +440,7 @@ impl fmt::Debug for Nsqd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nsqd")
             .field("address", &self.address())
+            .field("http_address", &self.http_address())
             .field("connections", &self.connections())
             .finish_non_exhaustive()
     }

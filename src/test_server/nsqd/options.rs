@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::protocol::CommandLimits;
+use crate::test_server::tls::{ServerTls, TlsRequired};
 
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -22,6 +23,8 @@ pub(super) struct Options {
     pub(super) snappy: bool,
     pub(super) deflate: bool,
     pub(super) max_deflate_level: u8,
+    pub(super) tls: Option<ServerTls>,
+    pub(super) tls_required: TlsRequired,
     pub(super) mem_queue_size: usize,
     pub(super) coarse_timers: bool,
     pub(super) broadcast_address: Option<String>,
@@ -54,6 +57,8 @@ impl Default for Options {
             snappy: false,
             deflate: false,
             max_deflate_level: 6,
+            tls: None,
+            tls_required: TlsRequired::No,
             mem_queue_size: 10_000,
             coarse_timers: false,
             broadcast_address: None,
