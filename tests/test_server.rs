@@ -8,7 +8,7 @@ mod raw;
 
 use std::time::Duration;
 
-use async_nsq::protocol::{CLOSE_WAIT, Command, Frame, HEARTBEAT, Message, MessageId, parse_lookup};
+use async_nsq::protocol::{CLOSE_WAIT, Command, CommandName, Frame, HEARTBEAT, Message, MessageId, parse_lookup};
 use async_nsq::test_server::{Lookupd, Nsqd, NsqdBuilder};
 use async_nsq::transport::{Connector, MemoryNetwork, TcpConnector};
 use raw::{Event, RawClient};
@@ -410,13 +410,19 @@ async fn a_condition_that_stays_false_ends_in_an_error_that_shows_the_state() {
 async fn fault_publishes_can_be_swallowed_or_refused() {
     let house = House::new().await;
     let mut client = house.client().await;
-    house.nsqd.faults().swallow_publish_answers(1);
+    let swallowed = house.nsqd.faults().publishes().once().swallow();
     client.send(publish("swallowed")).await;
     client.assert_silent(MOMENT).await;
     client.ask(publish("answered"), "OK").await;
     assert_eq!(house.nsqd.topic("t").unwrap().message_count, 2);
+    assert_eq!(swallowed.hits(), 1);
 
-    house.nsqd.faults().fail_publishes(1, "E_PUB_FAILED PUB failed exiting");
+    house
+        .nsqd
+        .faults()
+        .publishes()
+        .once()
+        .reject("E_PUB_FAILED PUB failed exiting");
     client.send(publish("refused")).await;
     assert_eq!(error(client.frame().await), "E_PUB_FAILED PUB failed exiting");
     assert_eq!(client.next(MOMENT).await, Event::Closed);
@@ -432,7 +438,9 @@ async fn fault_finishes_can_be_refused() {
     house
         .nsqd
         .faults()
-        .fail_finishes(1, "E_FIN_FAILED FIN x failed ID not in flight");
+        .command(CommandName::Fin)
+        .once()
+        .reject("E_FIN_FAILED FIN x failed ID not in flight");
     consumer.send(Command::Fin { id }).await;
     assert_eq!(
         error(consumer.frame().await),
@@ -475,7 +483,7 @@ async fn fault_a_frozen_connection_is_silent_both_ways_and_a_new_one_is_not() {
 #[tokio::test(start_paused = true)]
 async fn fault_heartbeats_can_be_dropped() {
     let house = House::new().await;
-    house.nsqd.faults().drop_heartbeats(true);
+    house.nsqd.faults().drop_heartbeats();
     let mut client = house.client().await;
     let opened = Instant::now();
     assert_eq!(client.next(Duration::from_secs(100)).await, Event::Closed);
@@ -490,7 +498,7 @@ async fn fault_connections_can_be_refused_and_cut() {
     house.nsqd.faults().refuse_connections();
     assert!(house.network.connector().connect(ADDRESS).await.is_err());
     client.ask(publish("x"), "OK").await;
-    house.nsqd.faults().disconnect_all();
+    house.nsqd.faults().disconnect();
     assert_eq!(client.next(MOMENT).await, Event::Closed);
     house.nsqd.faults().accept_connections().unwrap();
     house.client().await.ask(publish("x"), "OK").await;

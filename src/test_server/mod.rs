@@ -41,12 +41,17 @@
 //! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
 //!   reads.
 
+mod flags;
 mod listener;
 mod lookupd;
 mod nsqd;
 
+pub use flags::FlagError;
 pub use lookupd::{Lookupd, LookupdFaults};
-pub use nsqd::{ChannelStats, ClientStats, Faults, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError};
+pub use nsqd::{
+    AcceptFaults, ActiveFault, ChannelStats, ClientStats, CommandFaults, Encryption, Faults, Feature, FrameFaults,
+    FrameKind, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError,
+};
 
 /// The version of nsqd and nsqlookupd that is reimplemented.
 const VERSION: &str = "1.3.0";

@@ -83,7 +83,7 @@ impl Lookupd {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start() -> io::Result<Self> {
-        Ok(Self::open(Door::tcp()?))
+        Ok(Self::open(Door::tcp(None)?))
     }
 
     /// Starts within a memory network. `address` is `host:port`, any host and any port.
