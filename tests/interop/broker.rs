@@ -20,8 +20,9 @@ mod process;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use binaries::Brokers;
+pub(crate) use binaries::{Brokers, found_or_skip};
 pub(crate) use nsqd::{ChannelStats, Nsqd};
+pub(crate) use nsqlookupd::Nsqlookupd;
 
 /// How long anything that a healthy broker does in milliseconds may take on a busy machine before the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
