@@ -6,6 +6,7 @@ mod broker;
 mod clients;
 mod harness;
 mod identify_again;
+mod mixed;
 mod publishing;
 mod topology;
 mod wire;
