@@ -58,7 +58,7 @@ impl Record {
 fn body_bytes(command: &Command) -> usize {
     match command {
         Command::Identify { body } | Command::Pub { body, .. } | Command::Dpub { body, .. } => body.len(),
-        Command::Auth { secret } => secret.len(),
+        Command::Auth { secret } => secret.reveal().len(),
         // Each body of an MPUB is an allocation's handle as well.
         Command::Mpub { bodies, .. } => bodies.iter().map(|body| body.len() + size_of::<Bytes>()).sum(),
         _ => 0,
