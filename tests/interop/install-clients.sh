@@ -35,7 +35,7 @@ install_go() {
 }
 
 # A Python that the pinned versions can run on, whether or not it is the system's own.
-python() {
+find_python() {
     for candidate in python3.11 python3.10 python3.9 python3; do
         if "$candidate" -c 'import sys, venv; sys.exit(not (3, 7) <= sys.version_info < (3, 12))' >/dev/null 2>&1; then
             echo "$candidate"
@@ -47,7 +47,7 @@ python() {
 install_python() {
     requirements=$sources/python/requirements.txt
     ! installed python "$requirements" || return 0
-    python=$(python)
+    python=$(find_python)
     [ -n "$python" ] || { leave_out pynsq "needs Python 3.7 to 3.11 with its venv module"; return; }
     rm -rf "$directory/python"
     "$python" -m venv "$directory/python" &&
