@@ -370,7 +370,7 @@ impl CommandLine {
         CommandName::of(word).ok_or_else(|| CommandError::quoting("E_INVALID invalid command ", word))
     }
 
-    fn word(&self) -> &[u8] {
+    pub(crate) fn word(&self) -> &[u8] {
         self.text.split(|b| *b == b' ').next().unwrap_or_default()
     }
 

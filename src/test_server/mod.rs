@@ -45,6 +45,7 @@ mod flags;
 mod listener;
 mod lookupd;
 mod nsqd;
+mod tls;
 
 pub use flags::FlagError;
 pub use lookupd::{Lookupd, LookupdFaults};
@@ -52,6 +53,7 @@ pub use nsqd::{
     AcceptFaults, ActiveFault, ChannelStats, ClientStats, CommandFaults, Encryption, Faults, Feature, FrameFaults,
     FrameKind, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError,
 };
+pub use tls::{ClientAuth, ServerTls, TlsRequired};
 
 /// The version of nsqd and nsqlookupd that is reimplemented.
 const VERSION: &str = "1.3.0";

@@ -14,6 +14,8 @@ mod memory;
 mod tcp;
 
 #[cfg(feature = "test-server")]
+pub(crate) mod compressed;
+#[cfg(feature = "test-server")]
 mod crc32c;
 #[cfg(feature = "test-server")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-server")))]

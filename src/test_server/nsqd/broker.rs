@@ -13,10 +13,12 @@ use super::session::Session;
 use super::state::State;
 use crate::test_server::listener::{Accepted, Door};
 use crate::test_server::lookupd::Registration;
+use crate::test_server::tls::ServerTls;
 use crate::transport::Connector;
 
 pub(super) struct Shared {
     pub(super) options: Options,
+    pub(super) tls: Option<ServerTls>,
     pub(super) door: Door,
     /// How auth servers and nsqlookupds are reached.
     pub(super) connector: Arc<dyn Connector>,
@@ -30,6 +32,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         options: Options,
+        tls: Option<ServerTls>,
         door: Door,
         connector: Arc<dyn Connector>,
         registrations: Vec<Registration>,
@@ -37,6 +40,7 @@ impl Shared {
         let state = State::new(options.clone(), registrations);
         Self {
             options,
+            tls,
             door,
             connector,
             changed: Notify::new(),

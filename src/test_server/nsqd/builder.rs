@@ -10,6 +10,7 @@ use super::Nsqd;
 use super::options::Options;
 use crate::test_server::listener::Door;
 use crate::test_server::lookupd::{Lookupd, Registry};
+use crate::test_server::tls::{ClientAuth, ServerTls, TlsRequired};
 use crate::transport::{Connector, MemoryNetwork, TcpConnector};
 
 /// No duration is longer than this: a century, which any clock can add.
@@ -22,6 +23,7 @@ pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 pub struct NsqdBuilder {
     pub(super) options: Options,
     pub(super) places: Places,
+    tls: Option<ServerTls>,
     pub(super) tls_files: TlsFiles,
     connector: Option<Arc<dyn Connector>>,
     lookupds: Vec<Registry>,
@@ -41,6 +43,31 @@ pub(super) struct TlsFiles {
     pub(super) cert: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
     pub(super) root_ca: Option<PathBuf>,
+    pub(super) client_auth: ClientAuth,
+    /// A policy for clients' certificates was given, if only one that nsqd does not know: TLS is required then.
+    pub(super) policy_given: bool,
+    pub(super) tls13_only: bool,
+}
+
+impl TlsFiles {
+    fn read(&self) -> io::Result<Option<ServerTls>> {
+        let (cert, key) = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => (cert, key),
+            (None, None) => return Ok(None),
+            _ => {
+                let text = "the flags tls-cert and tls-key go together";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        };
+        let mut tls = ServerTls::from_pem_files(cert, key)?.client_auth(self.client_auth);
+        if let Some(root_ca) = &self.root_ca {
+            tls = tls.root_ca_pem(&std::fs::read(root_ca)?)?;
+        }
+        if self.tls13_only {
+            tls = tls.tls13_only()?;
+        }
+        Ok(Some(tls))
+    }
 }
 
 impl NsqdBuilder {
@@ -122,6 +149,19 @@ impl NsqdBuilder {
     /// The highest level of deflate that a client gets, 1 to 9. Default 6.
     pub fn max_deflate_level(mut self, level: u8) -> Self {
         self.options.max_deflate_level = level.clamp(1, 9);
+        self
+    }
+
+    /// Grants TLS to clients that ask for it, with this certificate. A policy for clients' certificates other than
+    /// [`ClientAuth::None`] makes TLS required. Default: TLS is not granted.
+    pub fn tls(mut self, tls: ServerTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Who has to use TLS. Default nobody.
+    pub fn tls_required(mut self, required: TlsRequired) -> Self {
+        self.options.tls_required = required;
         self
     }
 
@@ -221,8 +261,23 @@ impl NsqdBuilder {
         self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
     }
 
-    fn open(self, door: Door, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
-        Nsqd::open(self.options, door, connector, self.lookupds)
+    fn open(mut self, door: Door, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
+        let tls = match self.tls.take() {
+            Some(tls) => Some(tls),
+            None => self.tls_files.read()?,
+        };
+        let asks_for_certificates = tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_auth_policy() != ClientAuth::None);
+        let required = asks_for_certificates || self.tls_files.policy_given;
+        if required && self.options.tls_required == TlsRequired::No {
+            self.options.tls_required = TlsRequired::Yes;
+        }
+        if tls.is_none() && self.options.tls_required != TlsRequired::No {
+            let text = "to require TLS, a certificate is needed: NsqdBuilder::tls, or the flags tls-cert and tls-key";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Nsqd::open(self.options, tls, door, connector, self.lookupds)
     }
 }
 

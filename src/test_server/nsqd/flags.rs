@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::NsqdBuilder;
 use super::builder::LONGEST;
 use crate::test_server::flags::{FlagError, parse_bool, parse_duration};
+use crate::test_server::tls::{ClientAuth, TlsRequired};
 
 /// Flags that concern nsqd's disk, its log and statsd: they are taken and kept, and mean nothing here.
 const INERT: [&str; 19] = [
@@ -73,6 +74,28 @@ impl NsqdBuilder {
             "tls-cert" => self.tls_files.cert = Some(value.into()),
             "tls-key" => self.tls_files.key = Some(value.into()),
             "tls-root-ca-file" => self.tls_files.root_ca = Some(value.into()),
+            "tls-client-auth-policy" => {
+                self.tls_files.policy_given = !value.is_empty();
+                self.tls_files.client_auth = match value {
+                    "require" => ClientAuth::Require,
+                    "require-verify" => ClientAuth::RequireVerify,
+                    _ => ClientAuth::None,
+                }
+            }
+            "tls-required" => {
+                self.options.tls_required = match value {
+                    "tcp-https" => TlsRequired::TcpHttps,
+                    _ if flag.truth()? => TlsRequired::Yes,
+                    _ => TlsRequired::No,
+                }
+            }
+            "tls-min-version" => {
+                self.tls_files.tls13_only = match value {
+                    "ssl3.0" | "tls1.0" | "tls1.1" | "tls1.2" => false,
+                    "tls1.3" => true,
+                    _ => return Err(flag.error("ssl3.0, tls1.0, tls1.1, tls1.2 or tls1.3")),
+                }
+            }
             _ => return self.limit_flag(&flag),
         }
         Ok(self)

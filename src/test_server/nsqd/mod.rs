@@ -31,6 +31,7 @@ use self::builder::LONGEST;
 use self::options::Options;
 use super::listener::{Door, split_address};
 use super::lookupd::{Registration, Registry};
+use super::tls::ServerTls;
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::protocol::Command;
@@ -87,7 +88,13 @@ impl Nsqd {
         NsqdBuilder::default()
     }
 
-    fn open(options: Options, door: Door, connector: Arc<dyn Connector>, lookupds: Vec<Registry>) -> io::Result<Self> {
+    fn open(
+        options: Options,
+        tls: Option<ServerTls>,
+        door: Door,
+        connector: Arc<dyn Connector>,
+        lookupds: Vec<Registry>,
+    ) -> io::Result<Self> {
         let (host, port) = split_address(door.address())?;
         let host = options.broadcast_address.clone().unwrap_or(host);
         let port = options.broadcast_tcp_port.unwrap_or(port);
@@ -95,7 +102,7 @@ impl Nsqd {
             .into_iter()
             .map(|registry| Registration::new(registry, host.clone(), port))
             .collect();
-        let shared = Arc::new(Shared::new(options, door, connector, registrations));
+        let shared = Arc::new(Shared::new(options, tls, door, connector, registrations));
         let door = tokio::spawn(Arc::clone(&shared).run_door());
         let clock = tokio::spawn(Arc::clone(&shared).run_clock());
         Ok(Self {

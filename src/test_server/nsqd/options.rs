@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::protocol::CommandLimits;
+use crate::test_server::tls::TlsRequired;
 
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -22,6 +23,7 @@ pub(super) struct Options {
     pub(super) snappy: bool,
     pub(super) deflate: bool,
     pub(super) max_deflate_level: u8,
+    pub(super) tls_required: TlsRequired,
     pub(super) mem_queue_size: usize,
     pub(super) coarse_timers: bool,
     pub(super) broadcast_address: Option<String>,
@@ -51,9 +53,10 @@ impl Default for Options {
             max_output_buffer_timeout: Duration::from_secs(30),
             max_output_buffer_size: 64 * 1024,
             max_channel_consumers: 0,
-            snappy: false,
-            deflate: false,
+            snappy: true,
+            deflate: true,
             max_deflate_level: 6,
+            tls_required: TlsRequired::No,
             mem_queue_size: 10_000,
             coarse_timers: false,
             broadcast_address: None,

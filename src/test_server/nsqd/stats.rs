@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::protocol::Command;
+use crate::test_server::tls::TlsDetails;
 
 /// The state of an [`Nsqd`](super::Nsqd) at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,6 +133,16 @@ pub struct Encryption {
     pub cipher_suite: String,
     /// The common name of the client's certificate, if it has shown one.
     pub common_name: Option<String>,
+}
+
+impl From<TlsDetails> for Encryption {
+    fn from(details: TlsDetails) -> Self {
+        Self {
+            version: details.version.to_owned(),
+            cipher_suite: details.cipher_suite,
+            common_name: Some(details.common_name).filter(|name| !name.is_empty()),
+        }
+    }
 }
 
 /// A command that the broker received.

@@ -15,6 +15,7 @@ use crate::test_server::nsqd::client::Phase;
 use crate::test_server::nsqd::faults::CommandFault;
 use crate::test_server::nsqd::state::State;
 use crate::test_server::nsqd::stats::Received;
+use crate::test_server::tls::TlsRequired;
 
 /// How far the current command has come.
 pub(super) enum Stage {
@@ -102,6 +103,7 @@ impl Session {
 
     /// What nsqd checks before it looks at a body.
     fn begin(&mut self, state: &mut State, line: &CommandLine, now: Instant) -> Result<(), Fatal> {
+        self.check_encryption(state, line)?;
         if !self.is_due(state, line.name()?)? {
             self.await_command(now);
             return Ok(());
@@ -117,6 +119,20 @@ impl Session {
             }
         };
         Ok(())
+    }
+
+    /// Where TLS is required, all but IDENTIFY is refused without it, what is no command included.
+    fn check_encryption(&self, state: &State, line: &CommandLine) -> Result<(), CommandError> {
+        let required = self.shared.options.tls_required != TlsRequired::No;
+        if !required || line.word() == CommandName::Identify.as_str().as_bytes() {
+            return Ok(());
+        }
+        match state.clients.get(&self.id) {
+            Some(client) if client.agreed.encryption.is_none() => Err(CommandError::new(
+                [b"E_INVALID cannot ", line.word(), b" in current state (TLS required)"].concat(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// What nsqd checks before it looks at parameters. `false` is a command to be ignored.

@@ -63,8 +63,8 @@ impl Settings {
         self.deflated
     }
 
-    pub(super) fn set_deflated(&mut self) {
-        self.deflated = true;
+    pub(super) fn set_deflated(&mut self, deflated: bool) {
+        self.deflated = deflated;
     }
 
     /// Takes over what is asked for, as far as it is in range.

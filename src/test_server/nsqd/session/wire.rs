@@ -52,23 +52,15 @@ impl Wire {
         self.buffer_size = bytes.max(1);
     }
 
-    /// Exchanges the stream for one that runs over it. What was read and not looked at is lost, as nsqd loses it.
-    pub(super) async fn upgrade<F>(&mut self, over: impl FnOnce(BoxIo) -> F) -> Result<(), String>
-    where
-        F: Future<Output = Result<BoxIo, (BoxIo, String)>>,
-    {
+    /// Hands the stream out, to be exchanged by [`set_io`](Self::set_io) for one that runs over it. What was read and not
+    /// looked at is lost, as nsqd loses it.
+    pub(super) fn take_io(&mut self) -> BoxIo {
         self.input.clear();
-        let io = std::mem::replace(&mut self.io, Box::new(tokio::io::empty()));
-        match over(io).await {
-            Ok(upgraded) => {
-                self.io = upgraded;
-                Ok(())
-            }
-            Err((raw, why)) => {
-                self.io = raw;
-                Err(why)
-            }
-        }
+        std::mem::replace(&mut self.io, Box::new(tokio::io::empty()))
+    }
+
+    pub(super) fn set_io(&mut self, io: BoxIo) {
+        self.io = io;
     }
 
     /// Appends a frame, which waits for a [`release`](Self::release).
@@ -209,6 +201,12 @@ impl Wire {
 
     /// Writes everything and ends the stream.
     pub(super) async fn finish(&mut self, link: &Link) -> io::Result<()> {
+        self.flush(link).await?;
+        self.io.shutdown().await
+    }
+
+    /// Writes everything, what is delayed included.
+    pub(super) async fn flush(&mut self, link: &Link) -> io::Result<()> {
         for (_, bytes) in std::mem::take(&mut self.delayed) {
             self.out.unsplit(bytes);
         }
@@ -220,6 +218,6 @@ impl Wire {
                 () = link.wake.notified() => {}
             }
         }
-        self.io.shutdown().await
+        Ok(())
     }
 }

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
+mod faults;
+mod output;
 #[allow(dead_code, reason = "each test binary uses its part")]
-#[path = "support/raw.rs"]
+#[path = "../support/raw.rs"]
 mod raw;
 
 use std::time::Duration;
