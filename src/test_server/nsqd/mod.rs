@@ -6,6 +6,8 @@ mod channel;
 mod client;
 mod faults;
 mod flags;
+#[allow(dead_code, reason = "the broker uses it once it speaks to nsqlookupds")]
+mod lookup_peer;
 mod message;
 mod options;
 mod record;
@@ -30,7 +32,7 @@ use self::broker::Shared;
 use self::builder::LONGEST;
 use self::options::Options;
 use super::listener::{Door, split_address};
-use super::lookupd::{Registration, Registry};
+use super::lookupd::{Identity, Registration, Registry};
 use super::tls::ServerTls;
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
@@ -100,7 +102,7 @@ impl Nsqd {
         let port = options.broadcast_tcp_port.unwrap_or(port);
         let registrations = lookupds
             .into_iter()
-            .map(|registry| Registration::new(registry, host.clone(), port))
+            .map(|registry| Registration::new(registry, Identity::new(host.clone(), port, port.saturating_add(1))))
             .collect();
         let shared = Arc::new(Shared::new(options, tls, door, connector, registrations));
         let door = tokio::spawn(Arc::clone(&shared).run_door());
