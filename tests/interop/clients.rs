@@ -8,7 +8,6 @@
 //! All three clients work in every mode against nsqd 1.3.0. pynsq does so only with tornado before 6.1: see
 //! `python/requirements.txt`.
 
-mod auth;
 mod brokers;
 mod mode;
 mod programs;

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use async_nsq::test_server::Lookupd;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -18,6 +19,14 @@ async fn real_nsqd_registers_with_real_nsqlookupd() {
     let lookupd = brokers.nsqlookupd().start().await;
     let nsqd = brokers.nsqd().lookupd(lookupd.tcp_address()).start().await;
     registers(Nsqd::Real(nsqd), lookupd.http_address()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_nsqd_registers_with_our_nsqlookupd() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let lookupd = Lookupd::start().await.unwrap();
+    let nsqd = brokers.nsqd().lookupd(lookupd.tcp_address().parse().unwrap());
+    registers(Nsqd::Real(nsqd.start().await), lookupd.address().parse().unwrap()).await;
 }
 
 enum Nsqd {

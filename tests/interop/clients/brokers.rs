@@ -1,9 +1,8 @@
 //! The two brokers: how each is started in a mode, and what it tells.
 
-use async_nsq::test_server::{self, Received};
+use async_nsq::test_server::{self, AuthServer, Grant, Permission, Received};
 use serde_json::Value;
 
-use super::auth::{AuthStub, SECRET};
 use super::mode::{Certificate, Mode};
 use super::records::{Channel, Connection};
 use crate::broker::{self, Brokers};
@@ -24,7 +23,7 @@ pub(super) trait Broker {
 struct Setting {
     mode: Mode,
     certificate: Option<Certificate>,
-    auth: Option<AuthStub>,
+    auth: Option<AuthServer>,
 }
 
 impl Setting {
@@ -33,7 +32,7 @@ impl Setting {
             mode,
             certificate: mode.tls().then(Certificate::new),
             auth: if mode == Mode::Auth {
-                Some(AuthStub::start().await)
+                Some(auth_server().await)
             } else {
                 None
             },
@@ -72,6 +71,18 @@ impl Setting {
         }
         arguments
     }
+}
+
+/// What may publish and subscribe to everything.
+const SECRET: &str = "letmein";
+
+async fn auth_server() -> AuthServer {
+    let auth = AuthServer::start().await.unwrap();
+    let everything = Grant::new()
+        .identity("tester")
+        .allow(".*", [".*"], [Permission::Publish, Permission::Subscribe]);
+    auth.grant(SECRET, everything);
+    auth
 }
 
 /// nsqd itself.
