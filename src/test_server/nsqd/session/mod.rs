@@ -1,5 +1,6 @@
 //! One connection's task: it reads commands, and writes answers, messages and heartbeats.
 
+mod auth;
 mod command;
 mod identify;
 mod output;
@@ -7,6 +8,7 @@ mod upgrade;
 mod wire;
 
 use std::future::Future;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::auth::Rights;
 use self::command::{Answers, Stage};
 use self::identify::Settings;
 use self::output::Ticker;
@@ -22,6 +25,7 @@ use self::wire::Wire;
 use super::broker::Shared;
 use super::client::Link;
 use crate::protocol::{CommandBody, CommandParser, Frame, HEARTBEAT, MAGIC, Message};
+use crate::test_server::auth::session::Authorizations;
 use crate::transport::BoxIo;
 
 /// How many bytes may wait to be written before no further command is read and no further message is encoded: a peer
@@ -47,6 +51,7 @@ pub(super) struct Session {
     /// What IDENTIFY has granted and is still to be done.
     upgrade: Option<Upgrade>,
     settings: Settings,
+    rights: Rights,
     identified: bool,
     /// The interval of the heartbeats and the time of the next one. The first IDENTIFY decides.
     heartbeat: Option<(Duration, Instant)>,
@@ -69,6 +74,8 @@ type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
 enum Done {
     /// A delay is over.
     Rested,
+    /// The auth server has answered, or cannot.
+    Asked(io::Result<Authorizations>),
 }
 
 enum Flow {
@@ -89,6 +96,7 @@ impl Session {
             upgrade: None,
             ticker: Ticker::new(settings.buffer_timeout(), Instant::now()),
             settings,
+            rights: Rights::default(),
             identified: false,
             heartbeat: None,
             read_deadline: None,
