@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use async_nsq::test_server::Lookupd;
+use async_nsq::test_server::{self, Lookupd, Stats};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -27,6 +27,43 @@ async fn real_nsqd_registers_with_our_nsqlookupd() {
     let lookupd = Lookupd::start().await.unwrap();
     let nsqd = brokers.nsqd().lookupd(lookupd.tcp_address().parse().unwrap());
     registers(Nsqd::Real(nsqd.start().await), lookupd.address().parse().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_nsqlookupd_lists_what_our_nsqd_has_while_it_runs() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let lookupd = brokers.nsqlookupd().start().await;
+    lookupd
+        .post_ok("/channel/create?topic=orders&channel=billing", "")
+        .await;
+    let nsqd = test_server::Nsqd::builder().lookupd_tcp_address(lookupd.tcp_address().to_string());
+    let nsqd = nsqd.start().await.unwrap();
+    let address = vec![nsqd.address().to_owned()];
+    let listed = async |expected: &[&str], producers: &[String]| {
+        eventually(&format!("{producers:?} have {expected:?}"), async || {
+            let mut channels = lookupd.lookup("orders").await.unwrap()["channels"].take();
+            channels.as_array_mut().unwrap().sort_by_key(Value::to_string);
+            (channels == json!(expected) && lookupd.producers("orders").await == producers).then_some(())
+        })
+        .await;
+    };
+    let mut client = Wire::connect(address[0].parse().unwrap()).await;
+    client.send_body("PUB orders", "first").await;
+    assert_eq!(client.answer().await, ok());
+    listed(&["billing"], &address).await;
+    // The channel was there before the message.
+    let has_it = |stats: &Stats| stats.channel("orders", "billing").is_some_and(|it| it.depth == 1);
+    nsqd.wait_for(has_it).await.unwrap();
+
+    client.send("SUB orders tail#ephemeral").await;
+    assert_eq!(client.answer().await, ok());
+    listed(&["billing", "tail#ephemeral"], &address).await;
+    drop(client);
+    listed(&["billing"], &address).await;
+    nsqd.stop().await;
+    listed(&["billing"], &[]).await;
+    nsqd.restart().await.unwrap();
+    listed(&["billing"], &address).await;
 }
 
 enum Nsqd {
