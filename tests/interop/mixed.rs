@@ -47,6 +47,12 @@ async fn real_nsqlookupd_lists_what_our_nsqd_has_while_it_runs() {
         })
         .await;
     };
+    // Before they have met, nsqd asks nobody for a topic's channels.
+    eventually("our nsqd is a node", async || {
+        let nodes = lookupd.get_json("/nodes").await;
+        (nodes["producers"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
     let mut client = Wire::connect(address[0].parse().unwrap()).await;
     client.send_body("PUB orders", "first").await;
     assert_eq!(client.answer().await, ok());
