@@ -207,6 +207,7 @@ impl Session {
             });
         }
         result?;
+        self.has_spoken = true;
         self.await_command(now);
         Ok(Step::GoOn)
     }

@@ -57,6 +57,9 @@ pub(super) struct Session {
     heartbeat: Option<(Duration, Instant)>,
     read_deadline: Option<Instant>,
     ticker: Ticker,
+    /// A command was carried out: what the client says of itself is known.
+    has_spoken: bool,
+    introduced: bool,
     /// What a fault does to the answers of the command at hand.
     answers: Answers,
     /// Answers that a fault keeps until after the next one.
@@ -100,6 +103,8 @@ impl Session {
             identified: false,
             heartbeat: None,
             read_deadline: None,
+            has_spoken: false,
+            introduced: false,
             answers: Answers::Given,
             kept_answers: Vec::new(),
             doomed: false,
@@ -247,6 +252,9 @@ impl Session {
             self.put_faulty(state);
             (flow, wants_more)
         });
+        if self.has_spoken && !self.introduced {
+            self.introduce();
+        }
         self.put_messages();
         self.flush_as_nsqd(wants_more, now);
         if self.doomed { Flow::Close } else { flow }
@@ -261,8 +269,29 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Says in the log who this is, once for each connection.
+    fn introduce(&mut self) {
+        self.introduced = true;
+        let client = self.shared.read(|state| {
+            let client = state.clients.get(&self.id);
+            client.map(|client| (client.remote.clone(), client.agreed.clone()))
+        });
+        if let Some((remote, agreed)) = client {
+            let agent = match agreed.user_agent.as_str() {
+                "" => "a client that gives no user agent",
+                agent => agent,
+            };
+            tracing::info!("client {}: {agent} from {remote}, id {:?}", self.id, agreed.client_id);
+        }
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        if !self.introduced {
+            self.introduce();
+        }
         self.shared.change(|state| state.remove_client(self.id));
     }
 }
