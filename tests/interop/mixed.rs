@@ -47,13 +47,14 @@ async fn real_nsqlookupd_lists_what_our_nsqd_has_while_it_runs() {
         })
         .await;
     };
-    // Before they have met, nsqd asks nobody for a topic's channels.
-    eventually("our nsqd is a node", async || {
-        let nodes = lookupd.get_json("/nodes").await;
-        (nodes["producers"].as_array().unwrap().len() == 1).then_some(())
+    let mut client = Wire::connect(address[0].parse().unwrap()).await;
+    // An nsqd that does not yet know who the nsqlookupd is asks it for no topic's channels.
+    client.send_body("PUB greeting", "hello").await;
+    assert_eq!(client.answer().await, ok());
+    eventually("they have met", async || {
+        (lookupd.producers("greeting").await == address).then_some(())
     })
     .await;
-    let mut client = Wire::connect(address[0].parse().unwrap()).await;
     client.send_body("PUB orders", "first").await;
     assert_eq!(client.answer().await, ok());
     listed(&["billing"], &address).await;
