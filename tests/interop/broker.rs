@@ -20,14 +20,16 @@ mod process;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use binaries::Brokers;
+pub(crate) use binaries::{Brokers, found_or_skip};
+pub(crate) use http::request;
 pub(crate) use nsqd::{ChannelStats, Nsqd};
+pub(crate) use nsqlookupd::Nsqlookupd;
 
 /// How long anything that a healthy broker does in milliseconds may take on a busy machine before the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The pause between two looks at something that has no event to wait for.
-const POLL: Duration = Duration::from_millis(10);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 /// Asks `probe` until it answers `Some`, and gives that answer.
 ///

@@ -1,9 +1,12 @@
-//! Tests against the real nsqd and nsqlookupd, which `tests/interop/install-brokers.sh` builds.
+//! Tests against the real nsqd and nsqlookupd, which `tests/interop/install-brokers.sh` builds, and of the test broker
+//! against the clients of other languages, which `tests/interop/install-clients.sh` installs.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
 mod broker;
+mod clients;
 mod harness;
 mod identify_again;
+mod mixed;
 mod publishing;
 mod topology;
 mod wire;

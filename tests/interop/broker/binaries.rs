@@ -9,6 +9,9 @@ use std::{
 
 use super::{nsqd, nsqlookupd};
 
+/// What builds them.
+const SCRIPT: &str = "tests/interop/install-brokers.sh";
+
 /// The brokers' binaries on this machine.
 pub(crate) struct Brokers {
     nsqd: PathBuf,
@@ -27,8 +30,14 @@ impl Brokers {
     pub(crate) fn find_or_skip() -> Option<Self> {
         let ci = env::var_os("CI").is_some_and(|value| value == "true");
         Some(Self {
-            nsqd: found_or_skip("nsqd", find("nsqd", "NSQD"), ci, &mut io::stderr())?,
-            nsqlookupd: found_or_skip("nsqlookupd", find("nsqlookupd", "NSQLOOKUPD"), ci, &mut io::stderr())?,
+            nsqd: found_or_skip("nsqd", SCRIPT, find("nsqd", "NSQD"), ci, &mut io::stderr())?,
+            nsqlookupd: found_or_skip(
+                "nsqlookupd",
+                SCRIPT,
+                find("nsqlookupd", "NSQLOOKUPD"),
+                ci,
+                &mut io::stderr(),
+            )?,
         })
     }
 
@@ -64,10 +73,18 @@ fn find_in(name: &str, built: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// What a test needs and `script` installs, or a line that it is missing, or with `ci` a failure.
+///
 /// `out` is the handle of standard error: what `eprintln!` prints is hidden when the test passes.
-fn found_or_skip(name: &str, found: Option<PathBuf>, ci: bool, out: &mut impl Write) -> Option<PathBuf> {
+pub(crate) fn found_or_skip(
+    name: &str,
+    script: &str,
+    found: Option<PathBuf>,
+    ci: bool,
+    out: &mut impl Write,
+) -> Option<PathBuf> {
     if found.is_none() {
-        let missing = format!("{name} not found (tests/interop/install-brokers.sh builds it)");
+        let missing = format!("{name} not found ({script} installs it)");
         assert!(!ci, "{missing}, and CI=true allows no skipped test");
         writeln!(out, "skipped: {missing}").expect("a line can be written");
     }
@@ -95,16 +112,16 @@ mod tests {
     #[test]
     fn missing_binary_skips_on_a_users_machine() {
         let mut line = Vec::new();
-        assert_eq!(found_or_skip("nsqd", None, false, &mut line), None);
+        assert_eq!(found_or_skip("nsqd", SCRIPT, None, false, &mut line), None);
         assert_eq!(
             line,
-            b"skipped: nsqd not found (tests/interop/install-brokers.sh builds it)\n"
+            b"skipped: nsqd not found (tests/interop/install-brokers.sh installs it)\n"
         );
     }
 
     #[test]
     #[should_panic(expected = "CI=true allows no skipped test")]
     fn missing_binary_fails_in_ci() {
-        found_or_skip("nsqd", None, true, &mut io::sink());
+        found_or_skip("nsqd", SCRIPT, None, true, &mut io::sink());
     }
 }

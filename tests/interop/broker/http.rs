@@ -17,7 +17,7 @@ pub(crate) struct Answer {
 }
 
 /// Sends one request on a connection of its own. The error says why no answer came; any status is an answer.
-pub(super) async fn request(
+pub(crate) async fn request(
     address: SocketAddr,
     method: Method,
     path: &str,
