@@ -73,32 +73,60 @@ async fn real_nsqlookupd_lists_what_our_nsqd_has_while_it_runs() {
     listed(&["billing"], &address).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn our_nsqd_registers_with_real_nsqlookupd() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let lookupd = brokers.nsqlookupd().start().await;
+    registers(
+        our_nsqd(&lookupd.tcp_address().to_string()).await,
+        lookupd.http_address(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_nsqd_registers_with_our_nsqlookupd() {
+    let lookupd = Lookupd::start().await.unwrap();
+    let nsqd = our_nsqd(lookupd.tcp_address()).await;
+    registers(nsqd, lookupd.address().parse().unwrap()).await;
+}
+
+async fn our_nsqd(lookupd: &str) -> Nsqd {
+    let nsqd = test_server::Nsqd::builder().lookupd_tcp_address(lookupd);
+    Nsqd::Ours(nsqd.start().await.unwrap())
+}
+
 enum Nsqd {
     Real(broker::Nsqd),
+    Ours(test_server::Nsqd),
 }
 
 impl Nsqd {
     fn tcp_address(&self) -> SocketAddr {
         match self {
             Self::Real(nsqd) => nsqd.tcp_address(),
+            Self::Ours(nsqd) => nsqd.address().parse().unwrap(),
         }
     }
 
     fn http_address(&self) -> SocketAddr {
         match self {
             Self::Real(nsqd) => nsqd.http_address(),
+            Self::Ours(nsqd) => nsqd.http_address().parse().unwrap(),
         }
     }
 
     async fn stop(&mut self) {
         match self {
             Self::Real(nsqd) => nsqd.terminate().await,
+            Self::Ours(nsqd) => nsqd.stop().await,
         }
     }
 
     async fn start_again(&mut self) {
         match self {
             Self::Real(nsqd) => nsqd.start_again().await,
+            Self::Ours(nsqd) => nsqd.restart().await.unwrap(),
         }
     }
 }
