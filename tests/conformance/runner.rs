@@ -191,6 +191,9 @@ impl Run<'_> {
     }
 
     fn judge(&mut self, expected: &Expected, event: &Event) -> Outcome {
+        if let Event::Frame(_, data) = event {
+            self.json = String::from_utf8_lossy(data).into_owned();
+        }
         let names = &self.names;
         let fits = match (expected, event) {
             (Expected::Closed, Event::Closed) => true,
@@ -198,7 +201,6 @@ impl Run<'_> {
             | (Expected::Error(text), Event::Frame(Kind::Error | Kind::Untyped, data)) => text.is(data, names),
             (Expected::ErrorWith(text), Event::Frame(Kind::Error, data)) => judge::contains(data, text, names),
             (Expected::Json(json), Event::Frame(Kind::Response | Kind::Untyped, data)) => {
-                self.json = String::from_utf8_lossy(data).into_owned();
                 return judge::members(&judge::wanted(json, names)?, data);
             }
             _ => false,

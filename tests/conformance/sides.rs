@@ -1,5 +1,6 @@
 //! Runs lines on both sides at once.
 
+use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{panic, thread};
@@ -19,11 +20,14 @@ pub(crate) type Outcome = Result<(), String>;
 const AT_ONCE: usize = 24;
 
 /// Every line's outcome on the test broker, and on the real brokers where these are to be found.
-pub(crate) fn run(lines: &[Line]) -> (Vec<Outcome>, Option<Vec<Outcome>>) {
+///
+/// With `again`, lines that fail on a real broker run once more, alone: their pauses presume that the broker is not kept
+/// from running.
+pub(crate) fn run(lines: &[Line], again: bool) -> (Vec<Outcome>, Option<Vec<Outcome>>) {
     let certificates = Arc::new(Certificates::new());
     let brokers = RealBrokers::find_or_skip();
     thread::scope(|scope| {
-        let real = brokers.map(|brokers| scope.spawn(|| real_side(lines, brokers, &certificates)));
+        let real = brokers.map(|brokers| scope.spawn(|| real_side(lines, brokers, &certificates, again)));
         let test = test_side(lines, &certificates);
         let real = real.map(|real| real.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
         (test, real)
@@ -63,13 +67,20 @@ fn test_line(line: &Line, certificates: &Arc<Certificates>) -> Outcome {
     })
 }
 
-fn real_side(lines: &[Line], brokers: RealBrokers, certificates: &Arc<Certificates>) -> Vec<Outcome> {
+fn real_side(lines: &[Line], brokers: RealBrokers, certificates: &Arc<Certificates>, again: bool) -> Vec<Outcome> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let brokers = Arc::new(brokers);
     let mut outcomes = runtime.block_on(all_at_once(lines, &brokers, certificates));
-    for (line, outcome) in lines.iter().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_err()) {
-        let again = runtime.block_on(real_line(line.clone(), Arc::clone(&brokers), Arc::clone(certificates)));
-        *outcome = again;
+    let failed = lines
+        .iter()
+        .zip(&mut outcomes)
+        .filter(|(_, outcome)| again && outcome.is_err());
+    for (line, outcome) in failed {
+        let alone = runtime.block_on(real_line(line.clone(), Arc::clone(&brokers), Arc::clone(certificates)));
+        if let (Err(first), Ok(())) = (&outcome, &alone) {
+            let _ = writeln!(io::stderr(), "passes only alone: {}\n    {first}", line.source);
+        }
+        *outcome = alone;
     }
     outcomes
 }
