@@ -216,7 +216,10 @@ async fn sigterm_ends_the_publisher_with_the_confirmed_count() {
 #[tokio::test]
 async fn publisher_tells_what_nsqd_rejected() {
     let nsqd = Nsqd::start().await.unwrap();
-    nsqd.faults().fail_publishes(1, "E_PUB_FAILED PUB failed disk full");
+    nsqd.faults()
+        .publishes()
+        .once()
+        .reject("E_PUB_FAILED PUB failed disk full");
     let ended = publish(&nsqd, "orders", "1").await;
     assert_eq!((ended.code, ended.last_line()), (Some(1), "published 0"), "{ended:#?}");
     let error = ended.stderr.lines().last().unwrap_or_default();

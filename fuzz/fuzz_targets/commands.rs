@@ -3,7 +3,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use async_nsq::protocol::{Command, CommandHead, CommandLimits, CommandParser, MessageId};
+use async_nsq::protocol::{Command, CommandHead, CommandLimits, CommandParser, MessageId, Secret};
 use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
 
@@ -46,7 +46,9 @@ fn command(sent: Sent) -> Option<Command> {
     let id = |id: [u8; 16]| MessageId::new(id.map(|byte| b"0123456789abcdef"[usize::from(byte % 16)]));
     Some(match sent {
         Sent::Identify(json) => Command::Identify { body: body(json)? },
-        Sent::Auth(secret) => Command::Auth { secret: body(secret)? },
+        Sent::Auth(secret) => Command::Auth {
+            secret: Secret::new(body(secret)?),
+        },
         Sent::Sub(topic, channel) => Command::Sub {
             topic: name(topic),
             channel: name(channel),

@@ -22,6 +22,7 @@ mod identify;
 mod lookup;
 mod message;
 mod parse;
+mod secret;
 
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
@@ -32,6 +33,7 @@ pub use parse::{
     Command, CommandBody, CommandError, CommandHead, CommandLimits, CommandLine, CommandName, CommandParser,
     LineTooLong, MAX_LINE_LEN,
 };
+pub use secret::Secret;
 
 /// The four bytes that begin every connection to nsqd: version 2 of the protocol.
 pub const MAGIC: &[u8; 4] = b"  V2";

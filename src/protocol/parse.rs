@@ -32,7 +32,9 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_MSG_SIZE, DEFAULT_MAX_REQ_TIMEOUT, ErrorCode, MessageId, command};
+use super::{
+    DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_MSG_SIZE, DEFAULT_MAX_REQ_TIMEOUT, ErrorCode, MessageId, Secret, command,
+};
 
 /// The longest command line that nsqd reads, its line feed included, in bytes. Parameters are bounded by it.
 pub const MAX_LINE_LEN: usize = 16_384;
@@ -55,7 +57,7 @@ pub enum Command {
     /// `AUTH`.
     Auth {
         /// The secret.
-        secret: Bytes,
+        secret: Secret,
     },
     /// `SUB`.
     Sub {
@@ -139,7 +141,7 @@ impl Command {
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
             Self::Identify { body } => command::identify(out, body),
-            Self::Auth { secret } => command::auth(out, secret),
+            Self::Auth { secret } => command::auth(out, secret.reveal()),
             Self::Sub { topic, channel } => command::sub(out, topic, channel),
             Self::Pub { topic, body } => command::publish(out, topic, body),
             Self::Mpub { topic, bodies } => command::publish_many(out, topic, bodies.iter().map(|body| &body[..])),
@@ -368,7 +370,7 @@ impl CommandLine {
         CommandName::of(word).ok_or_else(|| CommandError::quoting("E_INVALID invalid command ", word))
     }
 
-    fn word(&self) -> &[u8] {
+    pub(crate) fn word(&self) -> &[u8] {
         self.text.split(|b| *b == b' ').next().unwrap_or_default()
     }
 
@@ -750,7 +752,9 @@ impl CommandBody {
         let part = std::mem::replace(&mut self.part, Part::Size);
         match &mut self.kind {
             Kind::Identify => Command::Identify { body: data },
-            Kind::Auth => Command::Auth { secret: data },
+            Kind::Auth => Command::Auth {
+                secret: Secret::new(data),
+            },
             Kind::Pub { topic } => Command::Pub {
                 topic: std::mem::take(topic),
                 body: data,

@@ -232,7 +232,9 @@ fn any_command() -> impl Strategy<Value = Command> {
         || any::<[u8; 16]>().prop_map(|bytes| MessageId::new(bytes.map(|b| b"0123456789abcdef"[usize::from(b % 16)])));
     prop_oneof![
         body().prop_map(|body| Command::Identify { body }),
-        body().prop_map(|secret| Command::Auth { secret }),
+        body().prop_map(|secret| Command::Auth {
+            secret: Secret::new(secret)
+        }),
         (name(), name()).prop_map(|(topic, channel)| Command::Sub { topic, channel }),
         (name(), body()).prop_map(|(topic, body)| Command::Pub { topic, body }),
         (name(), prop::collection::vec(body(), 1..6)).prop_map(|(topic, bodies)| Command::Mpub { topic, bodies }),

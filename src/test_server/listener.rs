@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,11 +28,13 @@ pub(super) struct Door {
 enum Place {
     Tcp(SocketAddr),
     Memory(MemoryNetwork),
+    Elsewhere,
 }
 
 enum State {
     Tcp(TcpListener),
     Memory(MemoryListener),
+    Elsewhere,
     /// A bound socket that does not listen refuses connections and keeps the system from giving the port to anyone who
     /// asks for a free one.
     Closed(Option<TcpSocket>),
@@ -42,9 +44,10 @@ enum State {
 pub(super) type Accepted = (BoxIo, String);
 
 impl Door {
-    /// Opens a free port on the loopback interface.
-    pub(super) fn tcp() -> io::Result<Self> {
-        let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?.listen(BACKLOG)?;
+    /// Opens a port: `host:port` as Go programs take it, without a host at all interfaces. By default it is a free one on
+    /// the loopback interface.
+    pub(super) fn tcp(address: Option<&str>) -> io::Result<Self> {
+        let listener = bind(resolve(address.unwrap_or("127.0.0.1:0"))?)?.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         Ok(Self {
             address: address.to_string(),
@@ -62,6 +65,21 @@ impl Door {
             state: Mutex::new(State::Memory(listener)),
             opened: Notify::new(),
         })
+    }
+
+    /// A place where nobody listens: connections come from elsewhere.
+    pub(super) fn detached(address: &str) -> io::Result<Self> {
+        split_address(address)?;
+        Ok(Self {
+            address: address.to_owned(),
+            place: Place::Elsewhere,
+            state: Mutex::new(State::Elsewhere),
+            opened: Notify::new(),
+        })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(*self.lock(), State::Closed(_))
     }
 
     pub(super) fn address(&self) -> &str {
@@ -95,6 +113,7 @@ impl Door {
                     State::Tcp(socket.listen(BACKLOG)?)
                 }
                 Place::Memory(network) => State::Memory(network.listen(self.address.as_str())?),
+                Place::Elsewhere => State::Elsewhere,
             };
         }
         drop(state);
@@ -125,7 +144,7 @@ impl Door {
                 (Box::new(stream) as BoxIo, remote.to_string())
             }),
             State::Memory(listener) => listener.poll_accept(cx).map(|io| Ok((io, "memory".to_owned()))),
-            State::Closed(_) => Poll::Pending,
+            State::Elsewhere | State::Closed(_) => Poll::Pending,
         }
     }
 
@@ -135,11 +154,26 @@ impl Door {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = TcpSocket::new_v4()?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
     // Connections of the former listener may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
+}
+
+fn resolve(address: &str) -> io::Result<SocketAddr> {
+    let (host, port) = split_address(address)?;
+    if host.is_empty() {
+        return Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+    }
+    // Blocks for a host name that is not in a file; a test broker's address is a number or `localhost`.
+    let mut found = (host.as_str(), port).to_socket_addrs()?;
+    found
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
 }
 
 /// Takes `host:port` apart.

@@ -41,12 +41,29 @@
 //! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
 //!   reads.
 
+mod auth;
+mod flags;
+#[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
+mod http;
+mod json;
 mod listener;
 mod lookupd;
 mod nsqd;
+mod record;
+mod server;
+mod tls;
 
-pub use lookupd::{Lookupd, LookupdFaults};
-pub use nsqd::{ChannelStats, ClientStats, Faults, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError};
+pub use auth::{AuthFaults, AuthRequest, AuthServer, AuthWaitError, Grant, Permission};
+pub use flags::FlagError;
+pub use lookupd::{
+    Lookupd, LookupdBuilder, LookupdCommand, LookupdFaults, LookupdNode, LookupdProducer, LookupdRequest, LookupdState,
+    LookupdTopic, LookupdWaitError,
+};
+pub use nsqd::{
+    AcceptFaults, ActiveFault, ChannelStats, ClientStats, CommandFaults, Encryption, Faults, Feature, FrameFaults,
+    FrameKind, Nsqd, NsqdBuilder, Received, Stats, TopicStats, WaitError,
+};
+pub use tls::{ClientAuth, ServerTls, TlsRequired};
 
 /// The version of nsqd and nsqlookupd that is reimplemented.
 const VERSION: &str = "1.3.0";

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use async_nsq::protocol::{Command, Frame, FrameDecoder, HEARTBEAT, MAGIC, Message};
+use async_nsq::protocol::{Command, Frame, FrameDecoder, FrameError, HEARTBEAT, MAGIC, Message};
 use async_nsq::transport::{BoxIo, Connector};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +14,8 @@ use tokio::time::timeout;
 pub(crate) enum Event {
     Frame(Frame),
     Closed,
+    /// What came is no frame.
+    Malformed(FrameError),
     /// Nothing, within the time.
     Nothing,
 }
@@ -22,7 +24,7 @@ pub(crate) struct RawClient {
     io: BoxIo,
     decoder: FrameDecoder,
     input: BytesMut,
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Result<Frame, FrameError>>,
 }
 
 impl RawClient {
@@ -50,13 +52,13 @@ impl RawClient {
         let next = async {
             loop {
                 if let Some(frame) = self.frames.pop_front() {
-                    return Event::Frame(frame);
+                    return frame.map_or_else(Event::Malformed, Event::Frame);
                 }
                 match self.io.read_buf(&mut self.input).await {
                     Ok(0) | Err(_) => return Event::Closed,
                     Ok(_) => {
                         let frames = self.decoder.decode(&mut self.input);
-                        self.frames.extend(frames.map(Result::unwrap));
+                        self.frames.extend(frames);
                     }
                 }
             }

@@ -1,23 +1,73 @@
 //! How an [`Nsqd`] is configured.
 
+use std::fmt;
 use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Nsqd;
 use super::options::Options;
 use crate::test_server::listener::Door;
 use crate::test_server::lookupd::{Lookupd, Registry};
-use crate::transport::MemoryNetwork;
+use crate::test_server::tls::{ClientAuth, ServerTls, TlsRequired};
+use crate::transport::{Connector, MemoryNetwork, TcpConnector};
 
 /// No duration is longer than this: a century, which any clock can add.
 pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Configures an [`Nsqd`]. The defaults are nsqd's.
-#[derive(Debug, Default)]
+/// Configures an [`Nsqd`]. The defaults are nsqd's; every option can also be set by the name of its flag with
+/// [`flag`](Self::flag).
+#[derive(Default)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct NsqdBuilder {
-    options: Options,
+    pub(super) options: Options,
+    pub(super) places: Places,
+    tls: Option<ServerTls>,
+    pub(super) tls_files: TlsFiles,
+    connector: Option<Arc<dyn Connector>>,
     lookupds: Vec<Registry>,
+}
+
+/// Where it listens, if not at a free loopback port.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub(super) tcp: Option<String>,
+    pub(super) http: Option<String>,
+    pub(super) https: Option<String>,
+}
+
+/// The files of a certificate, which are read at the start.
+#[derive(Debug, Default)]
+pub(super) struct TlsFiles {
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) root_ca: Option<PathBuf>,
+    pub(super) client_auth: ClientAuth,
+    /// A policy for clients' certificates was given, if only one that nsqd does not know: TLS is required then.
+    pub(super) policy_given: bool,
+    pub(super) tls13_only: bool,
+}
+
+impl TlsFiles {
+    fn read(&self) -> io::Result<Option<ServerTls>> {
+        let (cert, key) = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => (cert, key),
+            (None, None) => return Ok(None),
+            _ => {
+                let text = "the flags tls-cert and tls-key go together";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        };
+        let mut tls = ServerTls::from_pem_files(cert, key)?.client_auth(self.client_auth);
+        if let Some(root_ca) = &self.root_ca {
+            tls = tls.root_ca_pem(&std::fs::read(root_ca)?)?;
+        }
+        if self.tls13_only {
+            tls = tls.tls13_only()?;
+        }
+        Ok(Some(tls))
+    }
 }
 
 impl NsqdBuilder {
@@ -35,7 +85,7 @@ impl NsqdBuilder {
     }
 
     /// The interval of heartbeats, unless IDENTIFY says otherwise. A client that sends nothing for twice as long is
-    /// disconnected. Default 30 s. At least 1 ms.
+    /// disconnected. Default 30 s, for which nsqd has no flag. At least 1 ms.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.options.heartbeat_interval = interval.clamp(Duration::from_millis(1), LONGEST);
         self
@@ -44,6 +94,13 @@ impl NsqdBuilder {
     /// The longest interval of heartbeats that IDENTIFY can ask for. Default 60 s.
     pub fn max_heartbeat_interval(mut self, interval: Duration) -> Self {
         self.options.max_heartbeat_interval = interval.min(LONGEST);
+        self
+    }
+
+    /// How long messages may wait in the output buffer of a connection that could take more, unless its IDENTIFY says
+    /// otherwise. Default 250 ms.
+    pub fn output_buffer_timeout(mut self, timeout: Duration) -> Self {
+        self.options.output_buffer_timeout = timeout.min(LONGEST);
         self
     }
 
@@ -71,6 +128,43 @@ impl NsqdBuilder {
         self
     }
 
+    /// How many consumers a channel may have; 0 is no limit, which is the default.
+    pub fn max_channel_consumers(mut self, count: usize) -> Self {
+        self.options.max_channel_consumers = count;
+        self
+    }
+
+    /// Whether clients may have their connections compressed by snappy. Default `true`.
+    pub fn snappy(mut self, allowed: bool) -> Self {
+        self.options.snappy = allowed;
+        self
+    }
+
+    /// Whether clients may have their connections compressed by deflate. Default `true`.
+    pub fn deflate(mut self, allowed: bool) -> Self {
+        self.options.deflate = allowed;
+        self
+    }
+
+    /// The highest level of deflate that a client gets, 1 to 9. Default 6.
+    pub fn max_deflate_level(mut self, level: u8) -> Self {
+        self.options.max_deflate_level = level.clamp(1, 9);
+        self
+    }
+
+    /// Grants TLS to clients that ask for it, with this certificate. A policy for clients' certificates other than
+    /// [`ClientAuth::None`] makes TLS required. Default: TLS is not granted.
+    pub fn tls(mut self, tls: ServerTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Who has to use TLS. Default nobody.
+    pub fn tls_required(mut self, required: TlsRequired) -> Self {
+        self.options.tls_required = required;
+        self
+    }
+
     /// How many messages wait in an ephemeral topic or channel before further ones are dropped. Default 10,000.
     pub fn mem_queue_size(mut self, messages: usize) -> Self {
         self.options.mem_queue_size = messages;
@@ -81,6 +175,13 @@ impl NsqdBuilder {
     /// nsqd has no such limit but its disk. Default 1 GiB.
     pub fn max_queue_bytes(mut self, bytes: usize) -> Self {
         self.options.max_queue_bytes = bytes;
+        self
+    }
+
+    /// Whether timeouts and delays are as inexact as nsqd's, which looks for them every 100 ms and may take five seconds to
+    /// notice a new channel. Default `false`: each comes at its time.
+    pub fn coarse_timers(mut self, coarse: bool) -> Self {
+        self.options.coarse_timers = coarse;
         self
     }
 
@@ -104,18 +205,27 @@ impl NsqdBuilder {
         self
     }
 
-    /// Starts on a free loopback port.
+    /// How auth servers and nsqlookupds are reached. Default: by TCP, or within the memory network in which the broker is
+    /// started.
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.connector = Some(Arc::new(connector));
+        self
+    }
+
+    /// Starts on a free loopback port, or where [`flag`](Self::flag)`("tcp-address", ...)` says.
     ///
     /// # Errors
-    /// If no port can be opened.
+    /// If the port cannot be opened.
     ///
     /// # Cancel safety
     /// Dropping the future before it is polled starts nothing; its first poll completes it.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub async fn start(self) -> io::Result<Nsqd> {
-        self.start_at(Door::tcp()?)
+    pub async fn start(mut self) -> io::Result<Nsqd> {
+        let door = Door::tcp(self.places.tcp.as_deref())?;
+        let connector = self.connector.take();
+        self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
     }
 
     /// Starts within a memory network, where clients reach it by
@@ -131,11 +241,51 @@ impl NsqdBuilder {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub async fn start_in(self, network: &MemoryNetwork, address: &str) -> io::Result<Nsqd> {
-        self.start_at(Door::memory(network, address)?)
+    pub async fn start_in(mut self, network: &MemoryNetwork, address: &str) -> io::Result<Nsqd> {
+        let door = Door::memory(network, address)?;
+        let connector = self.connector.take();
+        self.open(door, connector.unwrap_or_else(|| Arc::new(network.connector())))
     }
 
-    fn start_at(self, door: Door) -> io::Result<Nsqd> {
-        Nsqd::open(self.options, door, self.lookupds)
+    /// Starts without listening: every connection is handed over by [`Nsqd::serve`]. For a transport of your own, such as
+    /// the simulated hosts of turmoil. `address` is what [`Nsqd::address`] says and nsqlookupd is told; `host:port`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_detached(mut self, address: &str) -> io::Result<Nsqd> {
+        let door = Door::detached(address)?;
+        let connector = self.connector.take();
+        self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
+    }
+
+    fn open(mut self, door: Door, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
+        let tls = match self.tls.take() {
+            Some(tls) => Some(tls),
+            None => self.tls_files.read()?,
+        };
+        let asks_for_certificates = tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_auth_policy() != ClientAuth::None);
+        let required = asks_for_certificates || self.tls_files.policy_given;
+        if required && self.options.tls_required == TlsRequired::No {
+            self.options.tls_required = TlsRequired::Yes;
+        }
+        if tls.is_none() && self.options.tls_required != TlsRequired::No {
+            let text = "to require TLS, a certificate is needed: NsqdBuilder::tls, or the flags tls-cert and tls-key";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Nsqd::open(self.options, tls, door, connector, self.lookupds)
+    }
+}
+
+impl fmt::Debug for NsqdBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NsqdBuilder")
+            .field("options", &self.options)
+            .field("places", &self.places)
+            .finish_non_exhaustive()
     }
 }

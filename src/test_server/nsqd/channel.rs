@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::message::weight;
-use super::stats::ChannelStats;
+use super::stats::{ChannelStats, ClientStats};
 use crate::protocol::{Message, MessageId};
 
 pub(super) type Clients = BTreeMap<u64, Client>;
@@ -30,6 +30,37 @@ impl Refusal {
     }
 }
 
+/// When nsqd looks for what has timed out: every 100 ms, at channels of which it learns every 5 s.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scan {
+    started: Instant,
+    known_from: Instant,
+}
+
+impl Scan {
+    const PERIOD: Duration = Duration::from_millis(100);
+    const REFRESH: Duration = Duration::from_secs(5);
+
+    /// For a channel that comes into being now, in a broker that was started then.
+    pub(super) fn new(started: Instant, now: Instant) -> Self {
+        Self {
+            started,
+            known_from: next_multiple(started, Self::REFRESH, now),
+        }
+    }
+
+    /// The first look at or after `due`.
+    fn next(self, due: Instant) -> Instant {
+        next_multiple(self.started, Self::PERIOD, due.max(self.known_from))
+    }
+}
+
+fn next_multiple(start: Instant, period: Duration, at: Instant) -> Instant {
+    let passed = at.saturating_duration_since(start).as_nanos();
+    let periods = u32::try_from(passed.div_ceil(period.as_nanos())).unwrap_or(u32::MAX);
+    start + period * periods
+}
+
 #[derive(Debug)]
 struct InFlight {
     message: Message,
@@ -44,6 +75,9 @@ pub(super) struct Channel {
     pub(super) topic: String,
     pub(super) name: String,
     pub(super) clients: Vec<u64>,
+    pub(super) paused: bool,
+    /// Where timers are as coarse as nsqd's.
+    scan: Option<Scan>,
     queue: VecDeque<Message>,
     in_flight: HashMap<MessageId, InFlight>,
     /// When messages in flight time out. Answered ones stay until they come up or are swept out.
@@ -66,10 +100,11 @@ struct Counts {
 }
 
 impl Channel {
-    pub(super) fn new(topic: &str, name: &str) -> Self {
+    pub(super) fn new(topic: &str, name: &str, scan: Option<Scan>) -> Self {
         Self {
             topic: topic.to_owned(),
             name: name.to_owned(),
+            scan,
             ..Self::default()
         }
     }
@@ -101,7 +136,7 @@ impl Channel {
 
     /// Sends what can be sent: to the subscribers in turn, as far as their RDY allows.
     pub(super) fn dispatch(&mut self, clients: &mut Clients, rng: &mut fastrand::Rng, now: Instant) {
-        while !self.queue.is_empty() {
+        while !self.queue.is_empty() && !self.paused {
             let Some(owner) = self.next_ready(clients) else { return };
             let (Some(client), Some(mut message)) = (clients.get_mut(&owner), self.queue.pop_front()) else {
                 return;
@@ -201,6 +236,16 @@ impl Channel {
         Ok(())
     }
 
+    /// Takes a message from its owner as if its time were over.
+    pub(super) fn time_out(&mut self, id: &MessageId, clients: &mut Clients) {
+        let Some(entry) = self.in_flight.remove(id) else { return };
+        self.counts.timeouts += 1;
+        if let Some(owner) = clients.get_mut(&entry.owner) {
+            owner.release();
+        }
+        self.queue.push_back(entry.message);
+    }
+
     /// Queues again what has timed out, and queues what was deferred until now.
     pub(super) fn expire(&mut self, clients: &mut Clients, now: Instant) {
         while let Some(Reverse((due, expiry, id))) = self.expiries.peek().copied() {
@@ -211,13 +256,7 @@ impl Channel {
             if self.in_flight.get(&id).is_none_or(|entry| entry.expiry != expiry) {
                 continue;
             }
-            if let Some(entry) = self.in_flight.remove(&id) {
-                self.counts.timeouts += 1;
-                if let Some(owner) = clients.get_mut(&entry.owner) {
-                    owner.release();
-                }
-                self.queue.push_back(entry.message);
-            }
+            self.time_out(&id, clients);
         }
         while let Some(entry) = self.deferred.first_entry() {
             if entry.key().0 > now {
@@ -231,10 +270,11 @@ impl Channel {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let timeout = self.expiries.peek().map(|Reverse((due, ..))| *due);
         let deferred = self.deferred.keys().next().map(|(due, _)| *due);
-        match (timeout, deferred) {
-            (Some(timeout), Some(deferred)) => Some(timeout.min(deferred)),
-            (timeout, deferred) => timeout.or(deferred),
-        }
+        let due = match (timeout, deferred) {
+            (Some(timeout), Some(deferred)) => timeout.min(deferred),
+            (timeout, deferred) => timeout.or(deferred)?,
+        };
+        Some(self.scan.map_or(due, |scan| scan.next(due)))
     }
 
     /// Takes all messages that wait to be sent, as if they had been finished.
@@ -244,7 +284,8 @@ impl Channel {
         drained.into_iter().map(|message| message.body).collect()
     }
 
-    /// Queues everything, as nsqd does when it is shut down: what is in flight and what is deferred behind the rest.
+    /// Queues everything, as nsqd does when it is shut down: what is in flight and what is deferred behind the rest. What
+    /// was counted is forgotten.
     pub(super) fn requeue_all(&mut self) {
         // In flight messages have no order of their own; ids grow with time.
         let mut in_flight: Vec<_> = self.in_flight.drain().map(|(_, entry)| entry.message).collect();
@@ -252,10 +293,19 @@ impl Channel {
         self.queue.extend(in_flight);
         self.queue.extend(std::mem::take(&mut self.deferred).into_values());
         self.expiries.clear();
+        self.counts = Counts {
+            messages: self.queue.len() as u64,
+            ..Counts::default()
+        };
     }
 
     /// Forgets all messages.
-    pub(super) fn empty(&mut self) {
+    pub(super) fn empty(&mut self, clients: &mut Clients) {
+        for id in &self.clients {
+            if let Some(client) = clients.get_mut(id) {
+                client.in_flight = 0;
+            }
+        }
         self.queue.clear();
         self.in_flight.clear();
         self.deferred.clear();
@@ -263,12 +313,15 @@ impl Channel {
         self.bytes = 0;
     }
 
+    pub(super) fn forget_counts(&mut self) {
+        self.counts = Counts::default();
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn stats(&self, clients: &Clients) -> ChannelStats {
-        let subscription = || Some((self.topic.clone(), self.name.clone()));
+    pub(super) fn stats(&self, clients: Vec<ClientStats>) -> ChannelStats {
         ChannelStats {
             name: self.name.clone(),
             depth: self.queue.len(),
@@ -278,11 +331,8 @@ impl Channel {
             requeue_count: self.counts.requeues,
             timeout_count: self.counts.timeouts,
             finish_count: self.counts.finishes,
-            clients: self
-                .clients
-                .iter()
-                .filter_map(|id| Some(clients.get(id)?.stats(*id, subscription())))
-                .collect(),
+            paused: self.paused,
+            clients,
         }
     }
 }

@@ -1,14 +1,17 @@
 //! What the broker knows of a connection.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::message::weight;
-use super::stats::ClientStats;
+use super::stats::{ClientStats, Encryption};
 use crate::protocol::Message;
 
 /// How many bytes of messages may wait to be encoded for a connection. A peer that does not read gets no more than
@@ -23,22 +26,91 @@ pub(super) enum Phase {
     Closing,
 }
 
+impl Phase {
+    /// The number by which nsqd's statistics show it.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::Init => 0,
+            Self::Subscribed => 3,
+            Self::Closing => 4,
+        }
+    }
+}
+
 /// How the broker reaches a connection's task.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Link {
     pub(super) wake: Notify,
-    pub(super) frozen: AtomicBool,
+    reads_stalled: AtomicBool,
+    writes_stalled: AtomicBool,
+    /// How many more bytes may be written before the connection is cut.
+    write_budget: AtomicU64,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            wake: Notify::new(),
+            reads_stalled: AtomicBool::new(false),
+            writes_stalled: AtomicBool::new(false),
+            write_budget: AtomicU64::new(u64::MAX),
+        }
+    }
 }
 
 impl Link {
-    pub(super) fn is_frozen(&self) -> bool {
-        self.frozen.load(Ordering::Acquire)
+    pub(super) fn reads_are_stalled(&self) -> bool {
+        self.reads_stalled.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_frozen(&self, frozen: bool) {
-        self.frozen.store(frozen, Ordering::Release);
+    pub(super) fn writes_are_stalled(&self) -> bool {
+        self.writes_stalled.load(Ordering::Acquire)
+    }
+
+    /// Nothing moves: also the connection's own deadlines stand still.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.reads_are_stalled() && self.writes_are_stalled()
+    }
+
+    pub(super) fn stall_reads(&self, stalled: bool) {
+        self.reads_stalled.store(stalled, Ordering::Release);
         self.wake.notify_one();
     }
+
+    pub(super) fn stall_writes(&self, stalled: bool) {
+        self.writes_stalled.store(stalled, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn write_budget(&self) -> u64 {
+        self.write_budget.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_write_budget(&self, bytes: u64) {
+        self.write_budget.store(bytes, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Counts bytes that were written.
+    pub(super) fn spend(&self, bytes: usize) {
+        if self.write_budget() != u64::MAX {
+            self.write_budget.fetch_sub(bytes as u64, Ordering::AcqRel);
+        }
+    }
+}
+
+/// What a connection has agreed on and proven, for the statistics.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Agreed {
+    pub(super) client_id: String,
+    pub(super) hostname: String,
+    pub(super) user_agent: String,
+    pub(super) sample_rate: u8,
+    pub(super) snappy: bool,
+    pub(super) deflate: bool,
+    pub(super) encryption: Option<Encryption>,
+    /// Who it is, by the auth server: identity and URL.
+    pub(super) identity: Option<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -46,9 +118,8 @@ pub(super) struct Client {
     pub(super) link: Arc<Link>,
     pub(super) task: Option<AbortHandle>,
     pub(super) remote: String,
-    pub(super) client_id: String,
-    pub(super) hostname: String,
-    pub(super) user_agent: String,
+    pub(super) connected: Instant,
+    pub(super) agreed: Agreed,
     pub(super) phase: Phase,
     /// The key of the subscribed channel.
     pub(super) channel: Option<usize>,
@@ -58,24 +129,32 @@ pub(super) struct Client {
     pub(super) msg_timeout: Duration,
     /// For TOUCH: the latest IDENTIFY decides.
     pub(super) touch_timeout: Duration,
+    /// For deliveries: the first IDENTIFY decides.
     pub(super) sample_rate: u8,
     pub(super) message_count: u64,
     pub(super) finish_count: u64,
     pub(super) requeue_count: u64,
+    /// How many messages it has published, by topic.
+    published: BTreeMap<String, u64>,
     outbox: Vec<Message>,
     outbox_bytes: usize,
+    /// Bytes that a fault puts into what is written.
+    pub(super) injected: Vec<Bytes>,
 }
 
 impl Client {
-    pub(super) fn new(link: Arc<Link>, remote: String, msg_timeout: Duration) -> Self {
+    pub(super) fn new(link: Arc<Link>, remote: String, msg_timeout: Duration, now: Instant) -> Self {
         let host = remote.rsplit_once(':').map_or(&*remote, |(host, _)| host).to_owned();
         Self {
             link,
             task: None,
             remote,
-            client_id: host.clone(),
-            hostname: host,
-            user_agent: String::new(),
+            connected: now,
+            agreed: Agreed {
+                client_id: host.clone(),
+                hostname: host,
+                ..Agreed::default()
+            },
             phase: Phase::Init,
             channel: None,
             rdy: 0,
@@ -86,14 +165,21 @@ impl Client {
             message_count: 0,
             finish_count: 0,
             requeue_count: 0,
+            published: BTreeMap::new(),
             outbox: Vec::new(),
             outbox_bytes: 0,
+            injected: Vec::new(),
         }
     }
 
-    /// Whether the channel may send it a message: RDY is a window over what is in flight, not a credit.
+    /// Whether RDY allows another message: it is a window over what is in flight, not a credit.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_flight < u64::from(self.rdy)
+    }
+
+    /// Whether the channel may send it a message.
     pub(super) fn is_ready(&self) -> bool {
-        self.in_flight < u64::from(self.rdy) && !self.outbox_is_full()
+        self.has_room() && !self.outbox_is_full()
     }
 
     pub(super) fn outbox_is_full(&self) -> bool {
@@ -122,19 +208,45 @@ impl Client {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    pub(super) fn stats(&self, connection: u64, subscription: Option<(String, String)>) -> ClientStats {
+    pub(super) fn count_published(&mut self, topic: &str, messages: usize) {
+        match self.published.get_mut(topic) {
+            Some(count) => *count += messages as u64,
+            None => {
+                self.published.insert(topic.to_owned(), messages as u64);
+            }
+        }
+    }
+
+    pub(super) fn stats(
+        &self,
+        connection: u64,
+        connected_at: i64,
+        subscription: Option<(String, String)>,
+    ) -> ClientStats {
         ClientStats {
             connection,
             remote: self.remote.clone(),
-            client_id: self.client_id.clone(),
-            hostname: self.hostname.clone(),
-            user_agent: self.user_agent.clone(),
+            connected_at,
+            client_id: self.agreed.client_id.clone(),
+            hostname: self.agreed.hostname.clone(),
+            user_agent: self.agreed.user_agent.clone(),
+            state: self.phase.number(),
             subscription,
             rdy: self.rdy,
             in_flight: self.in_flight,
             message_count: self.message_count,
             finish_count: self.finish_count,
             requeue_count: self.requeue_count,
+            published: self
+                .published
+                .iter()
+                .map(|(topic, count)| (topic.clone(), *count))
+                .collect(),
+            sample_rate: self.agreed.sample_rate,
+            snappy: self.agreed.snappy,
+            deflate: self.agreed.deflate,
+            encryption: self.agreed.encryption.clone(),
+            identity: self.agreed.identity.clone(),
         }
     }
 }

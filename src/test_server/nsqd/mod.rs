@@ -5,11 +5,19 @@ mod builder;
 mod channel;
 mod client;
 mod faults;
+mod flags;
+#[allow(dead_code, reason = "the broker uses it once it speaks to nsqlookupds")]
+mod lookup_peer;
 mod message;
 mod options;
+mod record;
+mod restart;
 mod session;
+mod snapshot;
+mod state;
 mod stats;
 mod topic;
+mod topics;
 
 use std::fmt;
 use std::io;
@@ -22,18 +30,18 @@ use tokio::time::{Instant, timeout_at};
 
 use self::broker::Shared;
 use self::builder::LONGEST;
-use self::client::Link;
 use self::options::Options;
-use self::session::Session;
 use super::listener::{Door, split_address};
-use super::lookupd::{Registration, Registry};
+use super::lookupd::{Identity, Registration, Registry};
+use super::tls::ServerTls;
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::protocol::Command;
+use crate::transport::{Connector, Io};
 
 pub use builder::NsqdBuilder;
-pub use faults::Faults;
-pub use stats::{ChannelStats, ClientStats, Received, Stats, TopicStats, WaitError};
+pub use faults::{AcceptFaults, ActiveFault, CommandFaults, Faults, Feature, FrameFaults, FrameKind};
+pub use stats::{ChannelStats, ClientStats, Encryption, Received, Stats, TopicStats, WaitError};
 
 /// The deadline of [`Nsqd::wait_for`].
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,20 +90,57 @@ impl Nsqd {
         NsqdBuilder::default()
     }
 
-    fn open(options: Options, door: Door, lookupds: Vec<Registry>) -> io::Result<Self> {
+    fn open(
+        options: Options,
+        tls: Option<ServerTls>,
+        door: Door,
+        connector: Arc<dyn Connector>,
+        lookupds: Vec<Registry>,
+    ) -> io::Result<Self> {
         let (host, port) = split_address(door.address())?;
         let host = options.broadcast_address.clone().unwrap_or(host);
+        let port = options.broadcast_tcp_port.unwrap_or(port);
         let registrations = lookupds
             .into_iter()
-            .map(|registry| Registration::new(registry, host.clone(), port))
+            .map(|registry| Registration::new(registry, Identity::new(host.clone(), port, port.saturating_add(1))))
             .collect();
-        let shared = Arc::new(Shared::new(options, door, registrations));
-        let accepting = tokio::spawn(accept(Arc::clone(&shared)));
+        let shared = Arc::new(Shared::new(options, tls, door, connector, registrations));
+        let door = tokio::spawn(Arc::clone(&shared).run_door());
         let clock = tokio::spawn(Arc::clone(&shared).run_clock());
         Ok(Self {
             shared,
-            tasks: [accepting.abort_handle(), clock.abort_handle()],
+            tasks: [door.abort_handle(), clock.abort_handle()],
         })
+    }
+
+    /// Serves a client over a stream that was accepted elsewhere: by a listener of your own, or made by
+    /// [`tokio::io::duplex`]. `remote` is how statistics and logs call the other end, `ip:port` as a rule.
+    ///
+    /// A [stopped](Self::stop) broker, and one that [refuses connections](Faults::refuse_connections), closes it.
+    ///
+    /// ```
+    /// use async_nsq::test_server::Nsqd;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let nsqd = Nsqd::builder().start_detached("nsqd:4150")?;
+    /// let (mut client, server) = tokio::io::duplex(1024);
+    /// nsqd.serve(server, "client:1");
+    /// client.write_all(b"  V2PUB events\n\0\0\0\x05hello").await?;
+    /// let mut answer = [0; 10];
+    /// client.read_exact(&mut answer).await?;
+    /// assert_eq!(&answer, b"\0\0\0\x06\0\0\0\0OK");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn serve(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        if !self.shared.door.is_closed() {
+            self.shared.serve((Box::new(io), remote.into()));
+        }
     }
 
     /// Where clients connect: `127.0.0.1:port`, or the address within the memory network. It stays the same for the
@@ -177,7 +222,7 @@ impl Nsqd {
     /// [`record_commands`](NsqdBuilder::record_commands) reaches. Refused ones are among them if they could be read.
     #[must_use]
     pub fn commands(&self) -> Vec<Received> {
-        self.shared.read(|state| state.received())
+        self.shared.read(|state| state.record.all())
     }
 
     /// The messages that clients have sent to this topic by PUB, MPUB and DPUB, oldest first, as far back as
@@ -199,7 +244,7 @@ impl Nsqd {
 
     /// Forgets the record of received commands.
     pub fn clear_commands(&self) {
-        self.shared.change(|state| state.clear_record());
+        self.shared.change(|state| state.record.clear());
     }
 
     /// Publishes a message without a client. No fault applies to it.
@@ -250,7 +295,10 @@ impl Nsqd {
     /// Makes the broker misbehave.
     #[must_use]
     pub fn faults(&self) -> Faults<'_> {
-        Faults { shared: &self.shared }
+        Faults {
+            shared: &self.shared,
+            connection: None,
+        }
     }
 
     /// Shuts down as nsqd does on SIGTERM: the address refuses connections, existing ones are closed without notice,
@@ -316,35 +364,9 @@ impl Nsqd {
         let tasks = self.shared.change(|state| {
             state.closed = true;
             state.unregister_all();
-            state.tasks()
+            state.tasks(None)
         });
-        // Not under the lock: a task that ends takes it to sign off.
-        for task in tasks {
-            task.abort();
-        }
-    }
-}
-
-/// Gives each connection its task.
-async fn accept(shared: Arc<Shared>) {
-    loop {
-        let (io, remote) = shared.door.accept().await;
-        let link = Arc::new(Link::default());
-        let Some(id) = shared.change(|state| state.add_client(Arc::clone(&link), remote)) else {
-            continue;
-        };
-        // Not under the lock: a runtime that shuts down drops the session at once, and that takes the lock.
-        let session = Session::new(id, Arc::clone(&shared), link, io);
-        let task = tokio::spawn(session.run()).abort_handle();
-        let closed = shared.change(|state| {
-            if let Some(client) = state.clients.get_mut(&id) {
-                client.task = Some(task.clone());
-            }
-            state.closed
-        });
-        if closed {
-            task.abort();
-        }
+        Shared::end(tasks);
     }
 }
 

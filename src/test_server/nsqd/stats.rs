@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::protocol::Command;
+use crate::test_server::tls::TlsDetails;
 
 /// The state of an [`Nsqd`](super::Nsqd) at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +45,10 @@ pub struct TopicStats {
     pub depth: usize,
     /// The messages published so far.
     pub message_count: u64,
+    /// The bytes of the messages published so far.
+    pub message_bytes: u64,
+    /// Whether messages stay in the topic.
+    pub paused: bool,
     /// The channels, by name.
     pub channels: Vec<ChannelStats>,
 }
@@ -68,6 +73,8 @@ pub struct ChannelStats {
     pub timeout_count: u64,
     /// The messages that were finished by FIN.
     pub finish_count: u64,
+    /// Whether nothing is sent to consumers.
+    pub paused: bool,
     /// The subscribed connections, in the order in which they subscribed.
     pub clients: Vec<ClientStats>,
 }
@@ -80,12 +87,16 @@ pub struct ClientStats {
     pub connection: u64,
     /// The other end: `ip:port`, or `memory` within a memory network.
     pub remote: String,
+    /// When it was accepted, in nanoseconds since the Unix epoch.
+    pub connected_at: i64,
     /// `client_id` of IDENTIFY; the remote address before it.
     pub client_id: String,
     /// `hostname` of IDENTIFY; the remote address before it.
     pub hostname: String,
     /// `user_agent` of IDENTIFY.
     pub user_agent: String,
+    /// The state by nsqd's number: 0 at first, 3 once subscribed, 4 after CLS.
+    pub state: u8,
     /// Topic and channel, once subscribed.
     pub subscription: Option<(String, String)>,
     /// The RDY in force.
@@ -98,6 +109,40 @@ pub struct ClientStats {
     pub finish_count: u64,
     /// The messages given back.
     pub requeue_count: u64,
+    /// How many messages it has published to which topic.
+    pub published: Vec<(String, u64)>,
+    /// The percentage of messages that are delivered; 0 is all.
+    pub sample_rate: u8,
+    /// Whether the connection is compressed by snappy.
+    pub snappy: bool,
+    /// Whether the connection is compressed by deflate.
+    pub deflate: bool,
+    /// What TLS has agreed on, if the connection is encrypted.
+    pub encryption: Option<Encryption>,
+    /// The identity and its URL, by the auth server, once authorized.
+    pub identity: Option<(String, String)>,
+}
+
+/// What the TLS of a connection has agreed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Encryption {
+    /// The version, as nsqd names it.
+    pub version: String,
+    /// The cipher suite, as nsqd names it.
+    pub cipher_suite: String,
+    /// The common name of the client's certificate, if it has shown one.
+    pub common_name: Option<String>,
+}
+
+impl From<TlsDetails> for Encryption {
+    fn from(details: TlsDetails) -> Self {
+        Self {
+            version: details.version.to_owned(),
+            cipher_suite: details.cipher_suite,
+            common_name: Some(details.common_name).filter(|name| !name.is_empty()),
+        }
+    }
 }
 
 /// A command that the broker received.

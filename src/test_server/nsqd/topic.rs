@@ -11,20 +11,29 @@ pub(super) struct Topic {
     pub(super) ids: IdGenerator,
     /// The keys of the channels, by name.
     pub(super) channels: BTreeMap<String, usize>,
+    pub(super) paused: bool,
+    /// The nsqlookupds are still being asked which channels it has; until then nothing reaches a channel.
+    pub(super) starting: bool,
     pub(super) message_count: u64,
-    /// What waits for the first channel, with the delay that begins there.
+    pub(super) message_bytes: u64,
+    /// What waits for a channel, with the delay that begins there.
     waiting: VecDeque<(Message, Option<Duration>)>,
     bytes: usize,
 }
 
 impl Topic {
-    /// Keeps a message until there is a channel.
+    /// Whether messages go on to the channels.
+    pub(super) fn flows(&self) -> bool {
+        !self.paused && !self.starting && !self.channels.is_empty()
+    }
+
+    /// Keeps a message until it can go on to a channel.
     pub(super) fn keep(&mut self, message: Message, delay: Option<Duration>) {
         self.bytes += weight(&message);
         self.waiting.push_back((message, delay));
     }
 
-    /// The backlog, for the first channel.
+    /// The backlog.
     pub(super) fn take_waiting(&mut self) -> VecDeque<(Message, Option<Duration>)> {
         self.bytes = 0;
         std::mem::take(&mut self.waiting)
@@ -38,10 +47,12 @@ impl Topic {
         self.bytes
     }
 
-    /// After a restart, delays have passed.
-    pub(super) fn forget_delays(&mut self) {
+    /// After a restart, delays have passed and counts begin anew.
+    pub(super) fn restart(&mut self) {
         for (_, delay) in &mut self.waiting {
             *delay = None;
         }
+        self.message_count = 0;
+        self.message_bytes = 0;
     }
 }

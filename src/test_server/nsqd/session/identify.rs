@@ -7,9 +7,9 @@ use serde_json::{Map, Number, Value};
 use super::super::options::Options;
 use crate::protocol::{CommandError, IdentifyResponse};
 use crate::test_server::VERSION;
+use crate::test_server::nsqd::faults::Feature;
 
 const DEFAULT_BUFFER_SIZE: i64 = 16_384;
-const DEFAULT_BUFFER_TIMEOUT_MS: i64 = 250;
 const DEFLATE_LEVEL: i64 = 6;
 
 /// What is agreed on with a connection. A later IDENTIFY keeps what it does not mention.
@@ -18,13 +18,22 @@ pub(super) struct Settings {
     pub(super) client_id: String,
     pub(super) hostname: String,
     pub(super) user_agent: String,
-    pub(super) negotiates: bool,
     /// `None` is no heartbeats.
     pub(super) heartbeat: Option<Duration>,
     pub(super) msg_timeout: Duration,
     pub(super) sample_rate: u8,
     buffer_size: i64,
     buffer_timeout_ms: i64,
+    deflated: bool,
+}
+
+/// What a client that negotiates is granted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    pub(super) tls: bool,
+    pub(super) snappy: bool,
+    pub(super) deflate: bool,
+    pub(super) deflate_level: i64,
 }
 
 impl Settings {
@@ -33,19 +42,33 @@ impl Settings {
             client_id: String::new(),
             hostname: String::new(),
             user_agent: String::new(),
-            negotiates: false,
             heartbeat: Some(options.heartbeat_interval),
             msg_timeout: options.msg_timeout,
             sample_rate: 0,
             buffer_size: DEFAULT_BUFFER_SIZE,
-            buffer_timeout_ms: DEFAULT_BUFFER_TIMEOUT_MS,
+            buffer_timeout_ms: millis(options.output_buffer_timeout),
+            deflated: false,
         }
     }
 
-    /// Takes over what the body of IDENTIFY asks for.
-    pub(super) fn negotiate(&mut self, body: &[u8], options: &Options) -> Result<(), CommandError> {
-        let request =
-            Request::read(body).ok_or_else(|| CommandError::new("E_BAD_BODY IDENTIFY failed to decode JSON body"))?;
+    pub(super) fn buffer_size(&self) -> usize {
+        usize::try_from(self.buffer_size).unwrap_or_default()
+    }
+
+    pub(super) fn buffer_timeout(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.buffer_timeout_ms).unwrap_or_default())
+    }
+
+    pub(super) fn is_deflated(&self) -> bool {
+        self.deflated
+    }
+
+    pub(super) fn set_deflated(&mut self, deflated: bool) {
+        self.deflated = deflated;
+    }
+
+    /// Takes over what is asked for, as far as it is in range.
+    pub(super) fn take_over(&mut self, request: &Request, options: &Options) -> Result<(), CommandError> {
         // nsqd checks in this order.
         match request.heartbeat_interval {
             -1 => self.heartbeat = None,
@@ -58,12 +81,18 @@ impl Settings {
         match request.output_buffer_timeout {
             -1 => self.buffer_timeout_ms = 0,
             0 => {}
-            ms => self.buffer_timeout_ms = in_range(ms, 25, 30_000, "output buffer timeout")? as i64,
+            ms => {
+                let (least, most) = (options.min_output_buffer_timeout, options.max_output_buffer_timeout);
+                self.buffer_timeout_ms = in_range(ms, millis(least), millis(most), "output buffer timeout")? as i64;
+            }
         }
         match request.output_buffer_size {
             -1 => (self.buffer_size, self.buffer_timeout_ms) = (1, 0),
             0 => {}
-            size => self.buffer_size = in_range(size, 64, 65_536, "output buffer size")? as i64,
+            size => {
+                let most = i64::try_from(options.max_output_buffer_size).unwrap_or(i64::MAX);
+                self.buffer_size = in_range(size, 64, most, "output buffer size")? as i64;
+            }
         }
         self.sample_rate = in_range(request.sample_rate, 0, 99, "sample rate")? as u8;
         match request.msg_timeout {
@@ -73,32 +102,49 @@ impl Settings {
                 self.msg_timeout = Duration::from_millis(timeout);
             }
         }
-        self.client_id = request.client_id;
-        self.hostname = request.hostname;
-        self.user_agent = request.user_agent;
-        self.negotiates = request.feature_negotiation;
+        self.client_id.clone_from(&request.client_id);
+        self.hostname.clone_from(&request.hostname);
+        self.user_agent.clone_from(&request.user_agent);
         Ok(())
     }
 
-    /// The answer to a client that negotiates. TLS and compression are not offered.
-    pub(super) fn answer(&self, options: &Options) -> Vec<u8> {
+    /// What the broker grants of what it is asked for.
+    pub(super) fn grant(request: &Request, options: &Options, has_certificate: bool) -> Result<Grant, CommandError> {
+        let deflate = options.deflate && request.deflate;
+        let asked = request.deflate_level;
+        let level = if deflate && asked > 0 { asked } else { DEFLATE_LEVEL };
+        let grant = Grant {
+            tls: has_certificate && request.tls_v1,
+            snappy: options.snappy && request.snappy,
+            deflate,
+            deflate_level: level.min(i64::from(options.max_deflate_level)),
+        };
+        if grant.snappy && grant.deflate {
+            return Err(CommandError::new(
+                "E_IDENTIFY_FAILED cannot enable both deflate and snappy compression",
+            ));
+        }
+        Ok(grant)
+    }
+
+    /// The answer to a client that negotiates.
+    pub(super) fn answer(&self, grant: &Grant, options: &Options) -> Vec<u8> {
         let response = IdentifyResponse {
             max_rdy_count: options.limits.max_rdy_count,
             version: VERSION.to_owned(),
             max_msg_timeout: millis(options.max_msg_timeout) as u64,
             msg_timeout: millis(self.msg_timeout) as u64,
-            tls_v1: false,
-            deflate: false,
-            deflate_level: DEFLATE_LEVEL,
-            max_deflate_level: DEFLATE_LEVEL,
-            snappy: false,
+            tls_v1: grant.tls,
+            deflate: grant.deflate,
+            deflate_level: grant.deflate_level,
+            max_deflate_level: i64::from(options.max_deflate_level),
+            snappy: grant.snappy,
             sample_rate: i64::from(self.sample_rate),
-            auth_required: false,
+            auth_required: !options.auth_http_addresses.is_empty(),
             output_buffer_size: self.buffer_size,
             output_buffer_timeout: self.buffer_timeout_ms,
         };
-        // A struct of strings and numbers serializes always.
-        serde_json::to_vec(&response).unwrap_or_default()
+        response.to_json()
     }
 }
 
@@ -118,46 +164,72 @@ fn in_range(value: i64, least: i64, most: i64, what: &str) -> Result<u64, Comman
 
 /// The fields of IDENTIFY; what is absent is empty, zero or false.
 #[derive(Default)]
-struct Request {
+pub(super) struct Request {
     client_id: String,
     hostname: String,
     user_agent: String,
-    feature_negotiation: bool,
+    pub(super) feature_negotiation: bool,
     heartbeat_interval: i64,
     output_buffer_size: i64,
     output_buffer_timeout: i64,
     sample_rate: i64,
     msg_timeout: i64,
+    tls_v1: bool,
+    snappy: bool,
+    deflate: bool,
+    deflate_level: i64,
 }
 
 impl Request {
+    pub(super) fn read(body: &[u8]) -> Result<Self, CommandError> {
+        Self::decode(body).ok_or_else(|| CommandError::new("E_BAD_BODY IDENTIFY failed to decode JSON body"))
+    }
+
     /// Decodes as Go does: keys in any case, `null` as absent, no fractions for integers, unknown keys ignored.
-    fn read(body: &[u8]) -> Option<Self> {
+    fn decode(body: &[u8]) -> Option<Self> {
         let fields = match serde_json::from_str(&String::from_utf8_lossy(body)).ok()? {
             Value::Object(fields) => fields,
             Value::Null => Map::new(),
             _ => return None,
         };
         let mut request = Self::default();
-        // Types are checked, though not granted: nsqd refuses a wrong one as well.
-        let (mut ignored_flag, mut ignored_number) = (false, 0);
         for (key, value) in fields {
             match &*key.to_ascii_lowercase() {
                 "client_id" => set_text(&mut request.client_id, value)?,
                 "hostname" => set_text(&mut request.hostname, value)?,
                 "user_agent" => set_text(&mut request.user_agent, value)?,
                 "feature_negotiation" => set_flag(&mut request.feature_negotiation, &value)?,
-                "tls_v1" | "snappy" | "deflate" => set_flag(&mut ignored_flag, &value)?,
+                "tls_v1" => set_flag(&mut request.tls_v1, &value)?,
+                "snappy" => set_flag(&mut request.snappy, &value)?,
+                "deflate" => set_flag(&mut request.deflate, &value)?,
                 "heartbeat_interval" => set_number(&mut request.heartbeat_interval, &value)?,
                 "output_buffer_size" => set_number(&mut request.output_buffer_size, &value)?,
                 "output_buffer_timeout" => set_number(&mut request.output_buffer_timeout, &value)?,
-                "sample_rate" => set_number(&mut request.sample_rate, &value)?,
+                "sample_rate" => {
+                    set_number(&mut request.sample_rate, &value)?;
+                    // Where all other numbers have 64 bits in nsqd, this one has 32.
+                    i32::try_from(request.sample_rate).ok()?;
+                }
                 "msg_timeout" => set_number(&mut request.msg_timeout, &value)?,
-                "deflate_level" => set_number(&mut ignored_number, &value)?,
+                "deflate_level" => set_number(&mut request.deflate_level, &value)?,
                 _ => {}
             }
         }
         Some(request)
+    }
+
+    /// Forgets what is asked for of a feature.
+    pub(super) fn forget(&mut self, feature: Feature) {
+        match feature {
+            Feature::Negotiation => self.feature_negotiation = false,
+            Feature::Tls => self.tls_v1 = false,
+            Feature::Snappy => self.snappy = false,
+            Feature::Deflate => self.deflate = false,
+            Feature::SampleRate => self.sample_rate = 0,
+            Feature::MsgTimeout => self.msg_timeout = 0,
+            Feature::HeartbeatInterval => self.heartbeat_interval = 0,
+            Feature::OutputBuffer => (self.output_buffer_size, self.output_buffer_timeout) = (0, 0),
+        }
     }
 }
 

@@ -1,23 +1,27 @@
 //! One connection's task: it reads commands, and writes answers, messages and heartbeats.
 
+mod command;
 mod identify;
+mod output;
+mod upgrade;
 mod wire;
 
-use std::pin::pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::command::{Answers, Stage};
 use self::identify::Settings;
+use self::output::Ticker;
+use self::upgrade::Upgrade;
 use self::wire::Wire;
-use super::broker::{Shared, State, batch_weight};
-use super::client::{Link, Phase};
-use crate::protocol::{
-    CLOSE_WAIT, Command, CommandBody, CommandError, CommandHead, CommandName, CommandParser, Frame, HEARTBEAT,
-    LineTooLong, MAGIC, Message, OK,
-};
+use super::broker::Shared;
+use super::client::Link;
+use crate::protocol::{CommandBody, CommandParser, Frame, HEARTBEAT, MAGIC, Message};
 use crate::transport::BoxIo;
 
 /// How many bytes may wait to be written before no further command is read and no further message is encoded: a peer
@@ -36,37 +40,40 @@ pub(super) struct Session {
     link: Arc<Link>,
     wire: Wire,
     parser: CommandParser,
-    body: Option<CommandBody>,
+    /// How far the current command has come.
+    stage: Stage,
+    /// What the current command waits for. Until then no further command is read; heartbeats and messages go on.
+    job: Option<Job>,
+    /// What IDENTIFY has granted and is still to be done.
+    upgrade: Option<Upgrade>,
     settings: Settings,
     identified: bool,
     /// The interval of the heartbeats and the time of the next one. The first IDENTIFY decides.
     heartbeat: Option<(Duration, Instant)>,
     read_deadline: Option<Instant>,
+    ticker: Ticker,
+    /// What a fault does to the answers of the command at hand.
+    answers: Answers,
+    /// Answers that a fault keeps until after the next one.
+    kept_answers: Vec<Frame>,
+    /// A fault ends the connection once what is there has been written.
+    doomed: bool,
     /// Messages on their way from the broker to the write buffer.
     batch: Vec<Message>,
+}
+
+/// What a command waits for.
+type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// What has been waited for.
+enum Done {
+    /// A delay is over.
+    Rested,
 }
 
 enum Flow {
     GoOn,
     Close,
-}
-
-/// Why a connection is closed by the broker.
-enum Fatal {
-    Silently,
-    With(CommandError),
-}
-
-impl From<CommandError> for Fatal {
-    fn from(error: CommandError) -> Self {
-        Self::With(error)
-    }
-}
-
-impl From<LineTooLong> for Fatal {
-    fn from(_: LineTooLong) -> Self {
-        Self::Silently
-    }
 }
 
 impl Session {
@@ -75,13 +82,19 @@ impl Session {
         Self {
             id,
             link,
-            wire: Wire::new(io),
+            wire: Wire::new(io, settings.buffer_size()),
             parser: CommandParser::new(),
-            body: None,
+            stage: Stage::Line,
+            job: None,
+            upgrade: None,
+            ticker: Ticker::new(settings.buffer_timeout(), Instant::now()),
             settings,
             identified: false,
             heartbeat: None,
             read_deadline: None,
+            answers: Answers::Given,
+            kept_answers: Vec::new(),
+            doomed: false,
             batch: Vec::new(),
             shared,
         }
@@ -103,10 +116,16 @@ impl Session {
             if let Flow::Close = self.turn() {
                 return self.close().await;
             }
+            if let Some(upgrade) = self.upgrade.take() {
+                match self.carry_out(upgrade).await {
+                    Flow::GoOn => continue,
+                    Flow::Close => return self.close().await,
+                }
+            }
             if timer.deadline() > self.next_timer() || timer.is_elapsed() {
                 timer.as_mut().reset(self.next_timer());
             }
-            let needed = (self.wire.out.len() < OUT_LIMIT).then(|| self.body.as_ref().map_or(0, CommandBody::needed));
+            let needed = self.wants_input().then(|| self.stage.needed());
             let may_transfer = needed.is_some_and(|_| !self.wire.eof) || self.wire.has_output();
             let frozen = self.link.is_frozen();
             tokio::select! {
@@ -115,6 +134,10 @@ impl Session {
                     if moved.is_err() {
                         return;
                     }
+                }
+                done = wait_for(&mut self.job), if self.job.is_some() => {
+                    self.job = None;
+                    self.resume(done, Instant::now());
                 }
                 () = self.link.wake.notified() => {}
                 () = timer.as_mut(), if !frozen => {
@@ -127,6 +150,10 @@ impl Session {
                 self.rearm(Instant::now());
             }
         }
+    }
+
+    fn wants_input(&self) -> bool {
+        self.wire.pending() < OUT_LIMIT && self.job.is_none()
     }
 
     /// Waits for the first four bytes, however long that takes. `None` if they do not come.
@@ -164,15 +191,21 @@ impl Session {
 
     fn next_timer(&self) -> Instant {
         let heartbeat = self.heartbeat.map(|(_, next)| next);
-        let next = match (heartbeat, self.read_deadline) {
-            (Some(heartbeat), Some(deadline)) => Some(heartbeat.min(deadline)),
-            (heartbeat, deadline) => heartbeat.or(deadline),
-        };
-        next.unwrap_or_else(|| Instant::now() + IDLE)
+        // A command that waits for something makes nobody impatient.
+        let deadline = self.read_deadline.filter(|_| self.job.is_none());
+        let flush = self.ticker.next().filter(|_| self.wire.held() > 0);
+        let next = [heartbeat, deadline, flush, self.wire.next_due()];
+        next.into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| Instant::now() + IDLE)
     }
 
     fn on_timer(&mut self, now: Instant) -> Flow {
-        if self.read_deadline.is_some_and(|deadline| deadline <= now) {
+        self.wire.release_delayed(now);
+        self.flush_by_ticker(now);
+        let impatient = self.job.is_none() && self.read_deadline.is_some_and(|deadline| deadline <= now);
+        if impatient {
             self.put_cut_off();
             return Flow::Close;
         }
@@ -180,24 +213,11 @@ impl Session {
             if next <= now {
                 // One that is late moves the later ones: they never come in a burst.
                 self.heartbeat = Some((interval, now + interval));
-                if !self.shared.read(|state| state.script.drop_heartbeats) {
-                    self.put_response(HEARTBEAT);
-                }
+                let shared = Arc::clone(&self.shared);
+                shared.change(|state| self.put(state, &Frame::Response(Bytes::from_static(HEARTBEAT))));
             }
         }
         Flow::GoOn
-    }
-
-    fn put_response(&mut self, text: &'static [u8]) {
-        self.wire.put(&Frame::Response(Bytes::from_static(text)));
-    }
-
-    /// If a body was begun, says that it did not come.
-    fn put_cut_off(&mut self) {
-        if let Some(body) = &self.body {
-            let error = body.cut_off();
-            self.wire.put(&Frame::Error(error.text().clone()));
-        }
     }
 
     async fn close(mut self) {
@@ -210,221 +230,25 @@ impl Session {
     fn turn(&mut self) -> Flow {
         let now = Instant::now();
         let shared = Arc::clone(&self.shared);
-        let flow = shared.change(|state| {
+        let (flow, wants_more) = shared.change(|state| {
             let flow = self.process(state, now);
-            if self.wire.out.len() < OUT_LIMIT {
-                state.take_outbox(self.id, &mut self.batch, now);
+            if self.wire.pending() >= OUT_LIMIT {
+                return (flow, true);
             }
-            flow
+            let wants_more = state.take_outbox(self.id, &mut self.batch, now);
+            self.put_faulty(state);
+            (flow, wants_more)
         });
-        self.wire.out.reserve(batch_weight(&self.batch));
-        for message in self.batch.drain(..) {
-            self.wire.put(&Frame::Message(message));
-        }
-        flow
+        self.put_messages();
+        self.flush_as_nsqd(wants_more, now);
+        if self.doomed { Flow::Close } else { flow }
     }
 
-    fn process(&mut self, state: &mut State, now: Instant) -> Flow {
-        while self.wire.out.len() < OUT_LIMIT {
-            match self.step(state, now) {
-                Ok(true) => self.await_command(now),
-                Ok(false) if self.wire.eof => {
-                    self.put_cut_off();
-                    return Flow::Close;
-                }
-                Ok(false) => return Flow::GoOn,
-                Err(Fatal::Silently) => return Flow::Close,
-                Err(Fatal::With(error)) => {
-                    self.wire.put(&Frame::Error(error.text().clone()));
-                    return Flow::Close;
-                }
-            }
-        }
-        Flow::GoOn
-    }
-
-    /// Carries out one command, or returns `false` if it has not arrived in full.
-    fn step(&mut self, state: &mut State, now: Instant) -> Result<bool, Fatal> {
-        let mut body = match self.body.take() {
-            Some(body) => body,
-            None => {
-                let Some(line) = self.parser.line(&mut self.wire.input)? else {
-                    return Ok(false);
-                };
-                if !self.is_due(state, line.name()?)? {
-                    return Ok(true);
-                }
-                match line.read(&self.shared.options.limits)? {
-                    CommandHead::Command(command) => return self.execute(state, command, now).map(|()| true),
-                    CommandHead::Body(body) => self.begin_body(state, body),
-                }
-            }
-        };
-        match body.decode(&mut self.wire.input)? {
-            Some(command) => self.execute(state, command, now).map(|()| true),
-            None => {
-                self.body = Some(body);
-                Ok(false)
-            }
-        }
-    }
-
-    /// What nsqd checks before it looks at parameters. `false` is a command to be ignored.
-    fn is_due(&self, state: &State, name: CommandName) -> Result<bool, CommandError> {
-        use CommandName::{Auth, Cls, Dpub, Fin, Identify, Mpub, Nop, Pub, Rdy, Req, Sub, Touch};
-
-        let phase = state
-            .clients
-            .get(&self.id)
-            .map_or(Phase::Closing, |client| client.phase);
-        match (name, phase) {
-            (Sub, Phase::Init) if self.settings.heartbeat.is_none() => {
-                Err(CommandError::new("E_INVALID cannot SUB with heartbeats disabled"))
-            }
-            (Identify | Auth | Sub, Phase::Init)
-            | (Rdy | Cls, Phase::Subscribed)
-            | (Fin | Req | Touch, Phase::Subscribed | Phase::Closing)
-            | (Pub | Mpub | Dpub | Nop, _) => Ok(true),
-            (Rdy, Phase::Closing) => Ok(false),
-            _ => Err(CommandError::wrong_state(name)),
-        }
-    }
-
-    /// MPUB creates its topic before its body is read.
-    fn begin_body(&self, state: &mut State, body: CommandBody) -> CommandBody {
-        if let (CommandName::Mpub, Some(topic)) = (body.name(), body.topic()) {
-            state.ensure_topic(topic);
-        }
-        body
-    }
-
-    fn execute(&mut self, state: &mut State, command: Command, now: Instant) -> Result<(), Fatal> {
-        let result = self.apply(state, &command, now);
-        state.record(self.id, now, command);
-        result
-    }
-
-    fn apply(&mut self, state: &mut State, command: &Command, now: Instant) -> Result<(), Fatal> {
-        let name = command.name();
-        match command {
-            Command::Identify { body } => self.identify(state, body, now)?,
-            Command::Auth { .. } => return Err(CommandError::new("E_AUTH_DISABLED AUTH disabled").into()),
-            Command::Sub { topic, channel } => {
-                state.subscribe(self.id, topic, channel, now);
-                self.put_response(OK);
-            }
-            Command::Pub { topic, body } => self.publish(state, name, topic, std::slice::from_ref(body), None, now)?,
-            Command::Mpub { topic, bodies } => self.publish(state, name, topic, bodies, None, now)?,
-            Command::Dpub { topic, delay_ms, body } => {
-                let delay = Some(Duration::from_millis(*delay_ms));
-                self.publish(state, name, topic, std::slice::from_ref(body), delay, now)?;
-            }
-            Command::Rdy { count } => state.set_rdy(self.id, *count, now),
-            Command::Fin { id } => match state.script.next_finish_error() {
-                Some(text) => self.refuse(text)?,
-                None => {
-                    let result = state.finish(self.id, id, now);
-                    self.put_refusal(name, id, result);
-                }
-            },
-            Command::Req { id, delay_ms } => {
-                let result = state.requeue(self.id, id, self.req_delay(*delay_ms), now);
-                self.put_refusal(name, id, result);
-            }
-            Command::Touch { id } => {
-                let result = state.touch(self.id, id, now);
-                self.put_refusal(name, id, result);
-            }
-            Command::Cls => {
-                if let Some(client) = state.clients.get_mut(&self.id) {
-                    client.phase = Phase::Closing;
-                    client.rdy = 0;
-                }
-                self.put_response(CLOSE_WAIT);
-            }
-            Command::Nop => {}
-        }
-        Ok(())
-    }
-
-    fn identify(&mut self, state: &mut State, body: &[u8], now: Instant) -> Result<(), CommandError> {
-        self.settings.negotiate(body, &self.shared.options)?;
-        if let Some(client) = state.clients.get_mut(&self.id) {
-            client.client_id.clone_from(&self.settings.client_id);
-            client.hostname.clone_from(&self.settings.hostname);
-            client.user_agent.clone_from(&self.settings.user_agent);
-            client.touch_timeout = self.settings.msg_timeout;
-            if !self.identified {
-                client.msg_timeout = self.settings.msg_timeout;
-                client.sample_rate = self.settings.sample_rate;
-            }
-        }
-        if !self.identified {
-            self.identified = true;
-            self.heartbeat = self.settings.heartbeat.map(|interval| (interval, now + interval));
-        }
-        if self.settings.negotiates {
-            let answer = self.settings.answer(&self.shared.options);
-            self.wire.put(&Frame::Response(answer.into()));
-        } else {
-            self.put_response(OK);
-        }
-        Ok(())
-    }
-
-    fn publish(
-        &mut self,
-        state: &mut State,
-        name: CommandName,
-        topic: &str,
-        bodies: &[Bytes],
-        delay: Option<Duration>,
-        now: Instant,
-    ) -> Result<(), Fatal> {
-        if let Some(text) = state.script.next_publish_error() {
-            return self.refuse(text);
-        }
-        state
-            .publish(topic, bodies, delay, now)
-            .map_err(|cause| CommandError::new(format!("E_{name}_FAILED {name} failed {cause}")))?;
-        if !state.script.swallows_publish_answer() {
-            self.put_response(OK);
-        }
-        Ok(())
-    }
-
-    /// A scripted refusal, fatal if its code is.
-    fn refuse(&mut self, text: Bytes) -> Result<(), Fatal> {
-        let error = CommandError::new(text);
-        if error.code().is_fatal() {
-            return Err(error.into());
-        }
-        self.wire.put(&Frame::Error(error.text().clone()));
-        Ok(())
-    }
-
-    /// nsqd counts in signed nanoseconds, which wrap, and takes what is out of range for its nearest bound.
-    fn req_delay(&self, delay_ms: u64) -> Duration {
-        let nanos = (delay_ms as i64).wrapping_mul(1_000_000);
-        let delay = Duration::from_nanos(u64::try_from(nanos).unwrap_or_default());
-        delay.min(self.shared.options.limits.max_req_timeout)
-    }
-
-    fn put_refusal(
-        &mut self,
-        name: CommandName,
-        id: &crate::protocol::MessageId,
-        result: Result<(), super::channel::Refusal>,
-    ) {
-        if let Err(refusal) = result {
-            let text = [
-                format!("E_{name}_FAILED {name} ").as_bytes(),
-                id.as_bytes(),
-                b" failed ",
-                refusal.as_str().as_bytes(),
-            ]
-            .concat();
-            self.wire.put(&Frame::Error(text.into()));
+    /// If a body was begun, says that it did not come.
+    fn put_cut_off(&mut self) {
+        if let Stage::Body(body) = &self.stage {
+            let error = body.cut_off();
+            self.wire.put(&Frame::Error(error.text().clone()));
         }
     }
 }
@@ -432,5 +256,23 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.shared.change(|state| state.remove_client(self.id));
+    }
+}
+
+/// Waits for a job, and for ever if there is none.
+async fn wait_for(job: &mut Option<Job>) -> Done {
+    match job {
+        Some(job) => job.await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Stage {
+    /// How many bytes the next step needs, as far as that is known.
+    fn needed(&self) -> usize {
+        match self {
+            Self::Body(body) => CommandBody::needed(body),
+            _ => 0,
+        }
     }
 }

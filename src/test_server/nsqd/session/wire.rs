@@ -1,5 +1,6 @@
 //! The byte stream of a connection with its two buffers.
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -7,62 +8,151 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::super::client::Link;
 use crate::protocol::{Frame, encode_frame};
 use crate::transport::BoxIo;
 
-/// How much is read at once.
-const READ_CHUNK: usize = 64 * 1024;
-
-/// The least room that a read gets; with less left in the buffer, a new one is begun.
-const LEAST_READ: usize = 4 * 1024;
+/// How much is read at once: little from a connection that says little, so that ten thousand idle ones need no memory.
+const LEAST_READ: usize = 2 * 1024;
+const MOST_READ: usize = 128 * 1024;
 
 pub(super) struct Wire {
     io: BoxIo,
     pub(super) input: BytesMut,
-    pub(super) out: BytesMut,
+    read_size: usize,
+    out: BytesMut,
+    /// How many bytes at the front of `out` may be written; what is behind waits for a flush, as in nsqd's buffer.
+    released: usize,
+    /// What a fault holds back until its time, in order: nothing may overtake it.
+    delayed: VecDeque<(Instant, BytesMut)>,
+    /// nsqd's output buffer for this connection.
+    buffer_size: usize,
     unflushed: bool,
     pub(super) eof: bool,
 }
 
 impl Wire {
-    pub(super) fn new(io: BoxIo) -> Self {
+    pub(super) fn new(io: BoxIo, buffer_size: usize) -> Self {
         Self {
             io,
             input: BytesMut::new(),
+            read_size: LEAST_READ,
             out: BytesMut::new(),
+            released: 0,
+            delayed: VecDeque::new(),
+            buffer_size,
             unflushed: false,
             eof: false,
         }
     }
 
+    pub(super) fn set_buffer_size(&mut self, bytes: usize) {
+        self.buffer_size = bytes.max(1);
+    }
+
+    /// Hands the stream out, to be exchanged by [`set_io`](Self::set_io) for one that runs over it. What was read and not
+    /// looked at is lost, as nsqd loses it.
+    pub(super) fn take_io(&mut self) -> BoxIo {
+        self.input.clear();
+        std::mem::replace(&mut self.io, Box::new(tokio::io::empty()))
+    }
+
+    pub(super) fn set_io(&mut self, io: BoxIo) {
+        self.io = io;
+    }
+
+    /// Appends a frame, which waits for a [`release`](Self::release).
     pub(super) fn put(&mut self, frame: &Frame) {
-        encode_frame(frame, &mut self.out);
+        encode_frame(frame, self.end());
+    }
+
+    pub(super) fn put_bytes(&mut self, bytes: &[u8]) {
+        self.end().extend_from_slice(bytes);
+    }
+
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.end().reserve(bytes);
+    }
+
+    fn end(&mut self) -> &mut BytesMut {
+        match self.delayed.back_mut() {
+            Some((_, bytes)) => bytes,
+            None => &mut self.out,
+        }
+    }
+
+    /// From here on nothing is written before `due`.
+    pub(super) fn delay(&mut self, due: Instant) {
+        let earlier = self.delayed.back().map_or(due, |(earlier, _)| due.max(*earlier));
+        self.delayed.push_back((earlier, BytesMut::new()));
+    }
+
+    /// When what is delayed may go on.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.delayed.front().map(|(due, _)| *due)
+    }
+
+    /// Lets go what was delayed until now.
+    pub(super) fn release_delayed(&mut self, now: Instant) {
+        while self.next_due().is_some_and(|due| due <= now) {
+            if let Some((_, bytes)) = self.delayed.pop_front() {
+                self.out.unsplit(bytes);
+                self.release();
+            }
+        }
+    }
+
+    /// Flushes nsqd's output buffer: all that is there may be written.
+    pub(super) fn release(&mut self) {
+        self.released = self.out.len();
+    }
+
+    /// What exceeds nsqd's output buffer leaves it, in pieces of its size.
+    pub(super) fn release_overflow(&mut self) {
+        let held = self.held();
+        if held > self.buffer_size {
+            self.released += held / self.buffer_size * self.buffer_size;
+        }
+    }
+
+    /// How many bytes wait for a release.
+    pub(super) fn held(&self) -> usize {
+        self.out.len() - self.released
+    }
+
+    /// Passes a flush on to the stream below, also if there is nothing to write: deflate tells the peer of it.
+    pub(super) fn flush_below(&mut self) {
+        self.unflushed = true;
+    }
+
+    /// All bytes that wait, for whatever.
+    pub(super) fn pending(&self) -> usize {
+        self.out.len() + self.delayed.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     pub(super) fn has_output(&self) -> bool {
-        self.unflushed || !self.out.is_empty()
+        self.unflushed || self.released > 0
     }
 
     /// Writes what is there to write and, if `needed` is given, reads: room for that many bytes in all is made. Returns
-    /// once anything has moved. A frozen connection moves nothing.
+    /// once anything has moved. What is stalled does not move.
     pub(super) async fn transfer(&mut self, needed: Option<usize>, link: &Link) -> io::Result<()> {
-        if let Some(needed) = needed {
-            if self.input.capacity() - self.input.len() < LEAST_READ {
-                self.input
-                    .reserve(READ_CHUNK.max(needed.saturating_sub(self.input.len())));
+        let read = needed.is_some() && !self.eof;
+        if let (Some(needed), true) = (needed, read) {
+            let missing = needed.saturating_sub(self.input.len());
+            if self.input.capacity() - self.input.len() < missing.max(LEAST_READ / 2) {
+                self.input.reserve(missing.max(self.read_size));
             }
         }
-        let read = needed.is_some() && !self.eof;
         poll_fn(|cx| {
-            if link.is_frozen() {
-                return Poll::Pending;
-            }
-            let wrote = self.poll_write(cx)?.is_ready();
-            if read {
+            let wrote = !link.writes_are_stalled() && self.poll_write(cx, link)?.is_ready();
+            if read && !link.reads_are_stalled() {
+                let room = self.input.capacity() - self.input.len();
                 if let Poll::Ready(count) = pin!(self.io.read_buf(&mut self.input)).poll(cx)? {
                     self.eof = count == 0;
+                    self.adapt(count, room);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -71,30 +161,63 @@ impl Wire {
         .await
     }
 
+    fn adapt(&mut self, count: usize, room: usize) {
+        if count == room {
+            self.read_size = (self.read_size * 2).min(MOST_READ);
+        } else if count < self.read_size / 4 {
+            self.read_size = (self.read_size / 2).max(LEAST_READ);
+        }
+    }
+
     /// Ready once something that waited has been written and flushed in full.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.is_empty() && !self.unflushed {
+    fn poll_write(&mut self, cx: &mut Context<'_>, link: &Link) -> Poll<io::Result<()>> {
+        if !self.has_output() {
             return Poll::Pending;
         }
-        while !self.out.is_empty() {
-            match Pin::new(&mut *self.io).poll_write(cx, &self.out)? {
+        while self.released > 0 {
+            let budget = usize::try_from(link.write_budget()).unwrap_or(usize::MAX);
+            let piece = self.released.min(budget);
+            if piece == 0 {
+                break;
+            }
+            match Pin::new(&mut *self.io).poll_write(cx, &self.out[..piece])? {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(count) => self.out.advance(count),
+                Poll::Ready(count) => {
+                    self.out.advance(count);
+                    self.released -= count;
+                    link.spend(count);
+                }
                 Poll::Pending => return Poll::Pending,
             }
             self.unflushed = true;
         }
         let flushed = Pin::new(&mut *self.io).poll_flush(cx)?;
+        if flushed.is_ready() && link.write_budget() == 0 {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         self.unflushed = flushed.is_pending();
         flushed.map(Ok)
     }
 
     /// Writes everything and ends the stream.
     pub(super) async fn finish(&mut self, link: &Link) -> io::Result<()> {
-        while link.is_frozen() {
-            link.wake.notified().await;
-        }
-        self.io.write_all_buf(&mut self.out).await?;
+        self.flush(link).await?;
         self.io.shutdown().await
+    }
+
+    /// Writes everything, what is delayed included.
+    pub(super) async fn flush(&mut self, link: &Link) -> io::Result<()> {
+        for (_, bytes) in std::mem::take(&mut self.delayed) {
+            self.out.unsplit(bytes);
+        }
+        self.release();
+        while self.has_output() {
+            tokio::select! {
+                moved = self.transfer(None, link) => moved?,
+                // Perhaps it is no longer stalled.
+                () = link.wake.notified() => {}
+            }
+        }
+        Ok(())
     }
 }

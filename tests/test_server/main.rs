@@ -2,17 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
+mod faults;
+mod output;
 #[allow(dead_code, reason = "each test binary uses its part")]
-#[path = "support/raw.rs"]
+#[path = "../support/raw.rs"]
 mod raw;
 
 use std::time::Duration;
 
-use async_nsq::protocol::{CLOSE_WAIT, Command, Frame, HEARTBEAT, Message, MessageId, parse_lookup};
-use async_nsq::test_server::{Lookupd, Nsqd, NsqdBuilder};
+use async_nsq::protocol::{CLOSE_WAIT, Command, CommandName, Frame, HEARTBEAT, Message, MessageId};
+use async_nsq::test_server::{Nsqd, NsqdBuilder};
 use async_nsq::transport::{Connector, MemoryNetwork, TcpConnector};
 use raw::{Event, RawClient};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 const ADDRESS: &str = "nsqd:4150";
@@ -410,13 +411,19 @@ async fn a_condition_that_stays_false_ends_in_an_error_that_shows_the_state() {
 async fn fault_publishes_can_be_swallowed_or_refused() {
     let house = House::new().await;
     let mut client = house.client().await;
-    house.nsqd.faults().swallow_publish_answers(1);
+    let swallowed = house.nsqd.faults().publishes().once().swallow();
     client.send(publish("swallowed")).await;
     client.assert_silent(MOMENT).await;
     client.ask(publish("answered"), "OK").await;
     assert_eq!(house.nsqd.topic("t").unwrap().message_count, 2);
+    assert_eq!(swallowed.hits(), 1);
 
-    house.nsqd.faults().fail_publishes(1, "E_PUB_FAILED PUB failed exiting");
+    house
+        .nsqd
+        .faults()
+        .publishes()
+        .once()
+        .reject("E_PUB_FAILED PUB failed exiting");
     client.send(publish("refused")).await;
     assert_eq!(error(client.frame().await), "E_PUB_FAILED PUB failed exiting");
     assert_eq!(client.next(MOMENT).await, Event::Closed);
@@ -432,7 +439,9 @@ async fn fault_finishes_can_be_refused() {
     house
         .nsqd
         .faults()
-        .fail_finishes(1, "E_FIN_FAILED FIN x failed ID not in flight");
+        .command(CommandName::Fin)
+        .once()
+        .reject("E_FIN_FAILED FIN x failed ID not in flight");
     consumer.send(Command::Fin { id }).await;
     assert_eq!(
         error(consumer.frame().await),
@@ -475,7 +484,7 @@ async fn fault_a_frozen_connection_is_silent_both_ways_and_a_new_one_is_not() {
 #[tokio::test(start_paused = true)]
 async fn fault_heartbeats_can_be_dropped() {
     let house = House::new().await;
-    house.nsqd.faults().drop_heartbeats(true);
+    house.nsqd.faults().drop_heartbeats();
     let mut client = house.client().await;
     let opened = Instant::now();
     assert_eq!(client.next(Duration::from_secs(100)).await, Event::Closed);
@@ -490,7 +499,7 @@ async fn fault_connections_can_be_refused_and_cut() {
     house.nsqd.faults().refuse_connections();
     assert!(house.network.connector().connect(ADDRESS).await.is_err());
     client.ask(publish("x"), "OK").await;
-    house.nsqd.faults().disconnect_all();
+    house.nsqd.faults().disconnect();
     assert_eq!(client.next(MOMENT).await, Event::Closed);
     house.nsqd.faults().accept_connections().unwrap();
     house.client().await.ask(publish("x"), "OK").await;
@@ -614,87 +623,6 @@ async fn dropping_the_broker_ends_its_tasks() {
         tokio::task::yield_now().await;
     }
     assert_eq!(handle.metrics().num_alive_tasks(), 0);
-}
-
-/// Asks a lookupd, and returns the head and the body of its answer.
-async fn get(connector: &impl Connector, address: &str, path: &str) -> (String, String) {
-    let mut io = connector.connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    io.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    io.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.to_ascii_lowercase(), body.to_owned())
-}
-
-#[tokio::test(start_paused = true)]
-async fn lookupd_knows_a_topic_as_soon_as_it_exists() {
-    let network = MemoryNetwork::new();
-    let connector = network.connector();
-    let lookupd = Lookupd::start_in(&network, "lookupd:4161").await.unwrap();
-    let nsqd = Nsqd::builder()
-        .lookupd(&lookupd)
-        .start_in(&network, ADDRESS)
-        .await
-        .unwrap();
-    let (head, body) = get(&connector, lookupd.address(), "/lookup?topic=t%23ephemeral").await;
-    assert!(
-        head.starts_with("http/1.1 404") && head.contains("x-nsq-content-type: nsq; version=1.0"),
-        "{head}"
-    );
-    assert_eq!(body, r#"{"message":"TOPIC_NOT_FOUND"}"#);
-
-    nsqd.publish("t", "x").unwrap();
-    nsqd.drain("t", "c").unwrap();
-    lookupd.register("t", "[::1]:4150").unwrap();
-    let (head, body) = get(&connector, lookupd.address(), "/lookup?topic=t").await;
-    assert!(
-        head.starts_with("http/1.1 200") && head.contains("x-nsq-content-type: nsq; version=1.0"),
-        "{head}"
-    );
-    let lookup = parse_lookup(body.as_bytes()).unwrap();
-    let addresses: Vec<_> = lookup.producers.iter().map(|producer| producer.tcp_address()).collect();
-    assert_eq!(
-        (addresses, lookup.channels),
-        (vec!["[::1]:4150".to_owned(), ADDRESS.to_owned()], vec!["c".to_owned()])
-    );
-
-    lookupd.unregister("t", "[::1]:4150").unwrap();
-    nsqd.stop().await;
-    let (_, body) = get(&connector, lookupd.address(), "/lookup?topic=t").await;
-    assert_eq!(body, r#"{"channels":["c"],"producers":[]}"#);
-    nsqd.restart().await.unwrap();
-    assert_eq!(lookupd.producers("t"), [ADDRESS]);
-    drop(nsqd);
-    assert_eq!(lookupd.producers("t"), [""; 0]);
-    assert_eq!(get(&connector, lookupd.address(), "/ping").await.1, "OK");
-    assert_eq!(lookupd.requests(), 4);
-}
-
-#[tokio::test(start_paused = true)]
-async fn fault_lookupd_can_fail_in_each_way() {
-    let network = MemoryNetwork::new();
-    let connector = network.connector();
-    let lookupd = Lookupd::start_in(&network, "lookupd:4161").await.unwrap();
-    lookupd.faults().answer_status(500);
-    assert!(
-        get(&connector, lookupd.address(), "/ping")
-            .await
-            .0
-            .starts_with("http/1.1 500")
-    );
-    lookupd.faults().answer_body("<html>");
-    assert_eq!(get(&connector, lookupd.address(), "/topics").await.1, "<html>");
-    lookupd.faults().hang();
-    let hanging = get(&connector, lookupd.address(), "/ping");
-    assert!(tokio::time::timeout(Duration::from_secs(600), hanging).await.is_err());
-    lookupd.faults().down();
-    assert!(connector.connect(lookupd.address()).await.is_err());
-    lookupd.faults().clear().unwrap();
-    assert_eq!(
-        get(&connector, lookupd.address(), "/topics").await.1,
-        r#"{"topics":[]}"#
-    );
 }
 
 /// A second look at ids: clients take them for opaque, but tools do not.

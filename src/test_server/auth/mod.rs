@@ -1,0 +1,11 @@
+//! An auth server that a test scripts, and how nsqd asks one.
+
+mod faults;
+mod grant;
+mod server;
+#[allow(dead_code, reason = "the broker asks once it knows AUTH")]
+pub(super) mod session;
+
+pub use faults::AuthFaults;
+pub use grant::{Grant, Permission};
+pub use server::{AuthRequest, AuthServer, AuthWaitError};

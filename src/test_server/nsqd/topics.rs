@@ -1,0 +1,216 @@
+//! Topics and channels come, go, and take messages.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::channel::{Channel, Scan};
+use super::message::fresh;
+use super::state::State;
+use super::topic::Topic;
+
+/// What an operation names does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    Topic,
+    Channel,
+}
+
+impl State {
+    pub(super) fn ensure_topic(&mut self, name: &str) -> &mut Topic {
+        if !self.topics.contains_key(name) {
+            for registration in &self.registrations {
+                registration.register(name, None);
+            }
+        }
+        self.topics.entry(name.to_owned()).or_default()
+    }
+
+    pub(super) fn ensure_channel(&mut self, topic_name: &str, name: &str, now: Instant) -> usize {
+        if let Some(key) = self.ensure_topic(topic_name).channels.get(name) {
+            return *key;
+        }
+        let scan = self.options.coarse_timers.then(|| Scan::new(self.started, now));
+        let key = self.channels.insert(Channel::new(topic_name, name, scan));
+        self.ensure_topic(topic_name).channels.insert(name.to_owned(), key);
+        for registration in &self.registrations {
+            registration.register(topic_name, Some(name));
+        }
+        self.release_backlog(topic_name, now);
+        key
+    }
+
+    /// Hands what has waited in a topic to its channels, if nothing keeps it there any longer.
+    fn release_backlog(&mut self, name: &str, now: Instant) {
+        let mem_queue_size = self.options.mem_queue_size;
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if !topic.flows() {
+            return;
+        }
+        let keys: Vec<_> = topic.channels.values().copied().collect();
+        for (message, delay) in topic.take_waiting() {
+            for key in &keys {
+                if let Some(channel) = self.channels.get_mut(*key) {
+                    channel.accept(message.clone(), delay, now, mem_queue_size);
+                }
+            }
+        }
+        for key in keys {
+            self.settle(key, now);
+        }
+    }
+
+    pub(super) fn channel_key(&self, topic: &str, channel: &str) -> Result<usize, Missing> {
+        let topic = self.topics.get(topic).ok_or(Missing::Topic)?;
+        topic.channels.get(channel).copied().ok_or(Missing::Channel)
+    }
+
+    /// Deletes a topic with its channels and messages. The tasks are those of its subscribers, which nsqd disconnects.
+    pub(super) fn delete_topic(&mut self, name: &str) -> Result<Vec<AbortHandle>, Missing> {
+        let topic = self.topics.get(name).ok_or(Missing::Topic)?;
+        let keys: Vec<_> = topic.channels.values().copied().collect();
+        let mut tasks = Vec::new();
+        for key in keys {
+            tasks.extend(self.delete_channel_at(key));
+        }
+        // An ephemeral one went with its last channel.
+        if self.topics.remove(name).is_some() {
+            for registration in &self.registrations {
+                registration.unregister(name, None);
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Deletes a channel with its messages. The tasks are those of its subscribers, which nsqd disconnects.
+    pub(super) fn delete_channel(&mut self, topic: &str, channel: &str) -> Result<Vec<AbortHandle>, Missing> {
+        let key = self.channel_key(topic, channel)?;
+        Ok(self.delete_channel_at(key))
+    }
+
+    pub(super) fn delete_channel_at(&mut self, key: usize) -> Vec<AbortHandle> {
+        let channel = self.channels.remove(key);
+        for registration in &self.registrations {
+            registration.unregister(&channel.topic, Some(&channel.name));
+        }
+        let mut tasks = Vec::new();
+        for id in &channel.clients {
+            if let Some(client) = self.clients.get_mut(id) {
+                client.channel = None;
+                tasks.extend(client.task.clone());
+            }
+        }
+        if let Some(topic) = self.topics.get_mut(&channel.topic) {
+            topic.channels.remove(&channel.name);
+            if topic.channels.is_empty() && channel.topic.ends_with("#ephemeral") {
+                self.topics.remove(&channel.topic);
+                for registration in &self.registrations {
+                    registration.unregister(&channel.topic, None);
+                }
+            }
+        }
+        tasks
+    }
+
+    /// Forgets what waits in a topic itself; its channels keep what they have.
+    pub(super) fn empty_topic(&mut self, name: &str) -> Result<(), Missing> {
+        let topic = self.topics.get_mut(name).ok_or(Missing::Topic)?;
+        topic.take_waiting();
+        Ok(())
+    }
+
+    /// Forgets all messages of a channel, those in flight included.
+    pub(super) fn empty_channel(&mut self, topic: &str, channel: &str) -> Result<(), Missing> {
+        let key = self.channel_key(topic, channel)?;
+        self.channels[key].empty(&mut self.clients);
+        Ok(())
+    }
+
+    pub(super) fn pause_topic(&mut self, name: &str, paused: bool, now: Instant) -> Result<(), Missing> {
+        let topic = self.topics.get_mut(name).ok_or(Missing::Topic)?;
+        topic.paused = paused;
+        self.release_backlog(name, now);
+        Ok(())
+    }
+
+    pub(super) fn pause_channel(
+        &mut self,
+        topic: &str,
+        channel: &str,
+        paused: bool,
+        now: Instant,
+    ) -> Result<(), Missing> {
+        let key = self.channel_key(topic, channel)?;
+        let channel = &mut self.channels[key];
+        channel.paused = paused;
+        // Their tasks look whether something is held back that nobody else will release.
+        for id in &channel.clients {
+            if let Some(client) = self.clients.get(id) {
+                client.link.wake.notify_one();
+            }
+        }
+        self.settle(key, now);
+        Ok(())
+    }
+
+    /// Stores messages, all or none. The error is the cause that nsqd would name.
+    pub(super) fn publish(
+        &mut self,
+        topic_name: &str,
+        bodies: &[Bytes],
+        delay: Option<Duration>,
+        now: Instant,
+    ) -> Result<(), &'static str> {
+        let timestamp = self.wall_clock.unix_nanos(now);
+        let (max_bytes, mem_queue_size) = (self.options.max_queue_bytes, self.options.mem_queue_size);
+        let node = self.options.node_id;
+        self.ensure_topic(topic_name);
+        let Some(topic) = self.topics.get_mut(topic_name) else {
+            return Ok(());
+        };
+        let fullest = topic
+            .channels
+            .values()
+            .filter_map(|key| Some(self.channels.get(*key)?.bytes()));
+        let held = fullest.max().unwrap_or(0).max(topic.bytes());
+        let published: usize = bodies.iter().map(Bytes::len).sum();
+        if held.saturating_add(published) > max_bytes {
+            return Err("the test broker's max_queue_bytes is reached");
+        }
+        topic.message_count += bodies.len() as u64;
+        topic.message_bytes += published as u64;
+        let ephemeral = topic_name.ends_with("#ephemeral");
+        let keys: Vec<_> = match topic.flows() {
+            true => topic.channels.values().copied().collect(),
+            false => Vec::new(),
+        };
+        for body in bodies {
+            let message = fresh(topic.ids.next(timestamp, node), timestamp, body.clone());
+            let Some((last, others)) = keys.split_last() else {
+                if !ephemeral || topic.depth() < mem_queue_size {
+                    topic.keep(message, delay);
+                }
+                continue;
+            };
+            for key in others {
+                if let Some(channel) = self.channels.get_mut(*key) {
+                    channel.accept(message.clone(), delay, now, mem_queue_size);
+                }
+            }
+            if let Some(channel) = self.channels.get_mut(*last) {
+                channel.accept(message, delay, now, mem_queue_size);
+            }
+        }
+        for key in keys {
+            self.settle(key, now);
+        }
+        Ok(())
+    }
+
+    pub(super) fn drain(&mut self, topic: &str, channel: &str, now: Instant) -> Vec<Bytes> {
+        let key = self.ensure_channel(topic, channel, now);
+        self.channels.get_mut(key).map(Channel::drain).unwrap_or_default()
+    }
+}
