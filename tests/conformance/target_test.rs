@@ -44,10 +44,11 @@ pub(crate) async fn start(line: &Line, certificates: &Arc<Certificates>) -> Resu
 
 type Started = Result<(Box<dyn Any + Send + Sync>, String, String), String>;
 
+/// HTTP is at the port above that of TCP.
 async fn start_nsqd(network: &MemoryNetwork, flags: Vec<(String, String)>) -> Started {
-    let builder = Nsqd::builder();
-    if let Some((name, value)) = flags.into_iter().next() {
-        return Err(format!("has no flags yet, and --{name}={value} is asked for"));
+    let mut builder = Nsqd::builder();
+    for (name, value) in flags {
+        builder = builder.flag(&name, &value).map_err(|error| error.to_string())?;
     }
     let nsqd = builder
         .start_in(network, "nsqd:4150")
@@ -58,12 +59,14 @@ async fn start_nsqd(network: &MemoryNetwork, flags: Vec<(String, String)>) -> St
 }
 
 async fn start_lookupd(network: &MemoryNetwork, flags: Vec<(String, String)>) -> Started {
-    if let Some((name, value)) = flags.into_iter().next() {
-        return Err(format!("has no flags yet, and --{name}={value} is asked for"));
+    let mut builder = Lookupd::builder();
+    for (name, value) in flags {
+        builder = builder.flag(&name, &value).map_err(|error| error.to_string())?;
     }
-    let lookupd = Lookupd::start_in(network, "lookupd:4161")
+    let lookupd = builder
+        .start_in(network, "lookupd:4161")
         .await
         .map_err(|error| error.to_string())?;
-    let http = lookupd.address().to_owned();
-    Ok((Box::new(lookupd), "lookupd:4160".to_owned(), http))
+    let (tcp, http) = (lookupd.tcp_address().to_owned(), lookupd.address().to_owned());
+    Ok((Box::new(lookupd), tcp, http))
 }
