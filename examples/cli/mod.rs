@@ -31,7 +31,15 @@ impl Failure {
         }
     }
 
-    /// A mistake on the command line. clap explains it in a paragraph; what matters of it fits on a line.
+    /// A mistake on the command line.
+    pub(crate) fn mistake(text: impl Into<String>) -> Self {
+        Self {
+            exit_code: USAGE,
+            text: text.into(),
+        }
+    }
+
+    /// What clap says of a mistake on the command line. It explains it in a paragraph; what matters of it fits on a line.
     fn usage(error: &clap::Error) -> Self {
         let text = error.to_string();
         let paragraphs = text.trim_start_matches("error: ").split("\n\n");

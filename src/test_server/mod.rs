@@ -1,13 +1,17 @@
-//! A broker for tests: nsqd's TCP protocol and nsqlookupd's `/lookup`, within the process.
+//! A broker for tests: nsqd, nsqlookupd and the auth server, within the process.
 //!
 //! [`Nsqd`] behaves as nsqd 1.3.0 does, byte for byte where a client can see it: the order in which a command is
-//! checked, the texts of its errors, RDY as a window, timeouts and redelivery, heartbeats. It listens on a free
-//! loopback port, so that clients of any language can be tested against it, or within a
-//! [`MemoryNetwork`](crate::transport::MemoryNetwork), where no kernel is involved and tokio's paused clock works:
-//! a test of an hour's delay takes milliseconds.
+//! checked, the texts of its errors, RDY as a window, timeouts and redelivery, heartbeats, the output buffer, TLS,
+//! snappy and deflate, AUTH, and the whole HTTP interface. [`Lookupd`] is nsqlookupd by TCP and HTTP, and
+//! [`AuthServer`] decides who may do what. One table of some hundred exchanges runs against them and against the real
+//! daemons, and clients of other languages run against them unmodified.
+//!
+//! They listen on free loopback ports, or within a [`MemoryNetwork`](crate::transport::MemoryNetwork), where no kernel is
+//! involved and tokio's paused clock works: a test of an hour's delay takes milliseconds. Streams of a transport of your
+//! own are served by [`Nsqd::serve`].
 //!
 //! A test sees what the broker sees ([`Nsqd::stats`], [`Nsqd::commands`]), waits for a state instead of sleeping
-//! ([`Nsqd::wait_for`]), and makes the broker misbehave ([`Nsqd::faults`]).
+//! ([`Nsqd::wait_for`]), and makes the broker misbehave ([`Nsqd::faults`]). The [`guide`] has three complete tests.
 //!
 //! ```
 //! use async_nsq::test_server::Nsqd;
@@ -29,20 +33,26 @@
 //! # }
 //! ```
 //!
+//! # What it is not
+//!
+//! It is not a database. There is no disk queue: everything is in memory, in one process, and gone with it. Past
+//! [`max_queue_bytes`](NsqdBuilder::max_queue_bytes) a publish fails as nsqd's does with a full disk. A queue above
+//! `mem-queue-size` keeps its order, where nsqd's, which is partly on disk then, does not; only ephemeral ones drop what
+//! exceeds it.
+//!
 //! # Where it differs from nsqd
 //!
-//! - TLS, snappy and deflate are answered `false`, AUTH is disabled, and there is no HTTP interface.
-//! - Timers are exact: nsqd looks for timeouts and delays that have passed every 100 ms only, and may take five
-//!   seconds to notice a new channel.
-//! - Messages are written as soon as the connection takes them; `output_buffer_size` and `output_buffer_timeout` are
-//!   checked and confirmed, but nothing is held back.
-//! - Everything is in memory. Past [`max_queue_bytes`](NsqdBuilder::max_queue_bytes) a publish fails as nsqd's does
-//!   with a full disk.
+//! - Timers are exact. nsqd looks for timeouts and delays that have passed every 100 ms only, and may take five
+//!   seconds to notice a new channel; [`coarse_timers`](NsqdBuilder::coarse_timers) does so, too.
+//! - TLS is 1.2 and 1.3. A real nsqd takes 1.0 and 1.1 as well, unless it is told otherwise.
 //! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
 //!   reads.
+//! - Sampling is by a generator with a fixed seed, so that it is the same in each run.
+//! - Consumers of a channel get messages in turn, where nsqd gives them to whoever is quickest.
 
 mod auth;
 mod flags;
+pub mod guide;
 #[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
 mod http;
 mod json;

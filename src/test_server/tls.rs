@@ -54,7 +54,7 @@ pub enum TlsRequired {
 /// A certificate with its key, and what is asked of clients: how a test broker speaks TLS.
 ///
 /// TLS 1.2 and 1.3 are spoken, with ring's cryptography, whatever the process's default is. A real nsqd speaks 1.0 and 1.1
-/// too, unless `tls-min-version` says otherwise.
+/// too, unless `tls-min-version` says otherwise, and takes clients' X.509 certificates of version 1, which are refused here.
 ///
 /// Clones share their configuration. [`Debug`] shows no key.
 ///

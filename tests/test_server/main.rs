@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
+mod auth;
 mod faults;
 mod output;
 #[allow(dead_code, reason = "each test binary uses its part")]

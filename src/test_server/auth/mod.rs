@@ -3,7 +3,6 @@
 mod faults;
 mod grant;
 mod server;
-#[allow(dead_code, reason = "the broker asks once it knows AUTH")]
 pub(super) mod session;
 
 pub use faults::AuthFaults;

@@ -90,7 +90,6 @@ impl Registration {
     }
 
     /// The channels of a topic that any broker has and a new one creates at its first message: all but ephemeral ones.
-    #[allow(dead_code, reason = "the broker asks once it pre-creates channels")]
     pub(in crate::test_server) fn channels_of(&self, topic: &str) -> Vec<String> {
         self.registry.read(|book| {
             let channels = book.channels(topic).into_iter();

@@ -1,6 +1,6 @@
 //! What the handle, the connections' tasks and the clock of an [`Nsqd`](super::Nsqd) share.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -8,11 +8,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::Link;
 use super::faults::AcceptFault;
+use super::lookup_peer::{Holdings, LookupPeers};
 use super::options::Options;
 use super::session::Session;
 use super::state::State;
+use crate::test_server::http::Patience;
 use crate::test_server::listener::{Accepted, Door};
-use crate::test_server::lookupd::Registration;
+use crate::test_server::lookupd::{Identity, Registration};
 use crate::test_server::tls::ServerTls;
 use crate::transport::Connector;
 
@@ -22,10 +24,15 @@ pub(super) struct Shared {
     pub(super) door: Door,
     /// How auth servers and nsqlookupds are reached.
     pub(super) connector: Arc<dyn Connector>,
+    /// What nsqlookupds are told of this broker.
+    identity: Identity,
     /// Wakes those who wait for a condition.
     pub(super) changed: Notify,
     /// Wakes the clock to look at an earlier deadline.
     clock: Notify,
+    /// Wakes who asks nsqlookupds about new topics.
+    newcomers: Notify,
+    peers: OnceLock<LookupPeers>,
     state: Mutex<State>,
 }
 
@@ -35,6 +42,7 @@ impl Shared {
         tls: Option<ServerTls>,
         door: Door,
         connector: Arc<dyn Connector>,
+        identity: Identity,
         registrations: Vec<Registration>,
     ) -> Self {
         let state = State::new(options.clone(), registrations);
@@ -43,8 +51,11 @@ impl Shared {
             tls,
             door,
             connector,
+            identity,
             changed: Notify::new(),
             clock: Notify::new(),
+            newcomers: Notify::new(),
+            peers: OnceLock::new(),
             state: Mutex::new(state),
         }
     }
@@ -54,12 +65,59 @@ impl Shared {
         let mut state = self.lock();
         let result = change(&mut state);
         let wake_clock = std::mem::take(&mut state.wake_clock);
+        let topology_changed = std::mem::take(&mut state.topology_changed);
         drop(state);
         if wake_clock {
             self.clock.notify_one();
         }
+        if topology_changed {
+            self.tell_lookupds();
+        }
         self.changed.notify_waiters();
         result
+    }
+
+    fn tell_lookupds(&self) {
+        if let Some(peers) = self.peers.get() {
+            peers.wake();
+            self.newcomers.notify_one();
+        }
+    }
+
+    /// Asks the nsqlookupds which channels new topics have.
+    pub(super) async fn run_newcomers(self: Arc<Self>) {
+        loop {
+            self.newcomers.notified().await;
+            let names = self.change(|state| std::mem::take(&mut state.starting_topics));
+            for name in names {
+                let Some(asked) = self.peers.get().map(|peers| peers.channels_of(&name)) else {
+                    continue;
+                };
+                let channels = asked.await;
+                self.change(|state| state.start_topic(&name, channels, Instant::now()));
+            }
+        }
+    }
+
+    /// Connects to the nsqlookupds, or from them.
+    pub(super) fn connect_lookupds(self: &Arc<Self>, connected: bool) {
+        let peers = self.peers.get_or_init(|| {
+            let shared = Arc::downgrade(self);
+            let snapshot = move || {
+                let shared = shared.upgrade();
+                shared.map_or_else(Holdings::new, |shared| shared.read(State::holdings))
+            };
+            let max_reply = self.options.limits.max_body_size;
+            let connector = Arc::clone(&self.connector);
+            let mut peers = LookupPeers::start(connector, &[], self.identity.clone(), max_reply, Arc::new(snapshot));
+            peers.set_patience(Patience {
+                connect: self.options.http_client_connect_timeout,
+                request: self.options.http_client_request_timeout,
+            });
+            peers
+        });
+        let addresses = &self.options.lookupd_tcp_addresses;
+        peers.set_addresses(if connected { addresses } else { &[] });
     }
 
     pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {

@@ -198,10 +198,25 @@ impl NsqdBuilder {
         self
     }
 
-    /// Registers topics and channels with this nsqlookupd, at the moment they are created. Can be called several
-    /// times.
+    /// Registers topics and channels with this nsqlookupd at the moment they are created, without a connection. A topic
+    /// that is new here gets the channels that the nsqlookupd knows of. Can be called several times. See
+    /// [`lookupd_tcp_address`](Self::lookupd_tcp_address) for the way that nsqd takes.
     pub fn lookupd(mut self, lookupd: &Lookupd) -> Self {
         self.lookupds.push(lookupd.registry());
+        self
+    }
+
+    /// Registers with the nsqlookupd whose TCP side is at this address, as nsqd does: a task of its own connects, tells of
+    /// topics and channels as they come and go, and asks which channels a new topic has. Can be called several times.
+    pub fn lookupd_tcp_address(mut self, address: impl Into<String>) -> Self {
+        self.options.lookupd_tcp_addresses.push(address.into());
+        self
+    }
+
+    /// Requires AUTH of clients, and asks the auth server at this address what they may do: `host:port`, or a URL. Can be
+    /// called several times; they are asked in turn until one answers. Default: AUTH is disabled.
+    pub fn auth_http_address(mut self, address: impl Into<String>) -> Self {
+        self.options.auth_http_addresses.push(address.into());
         self
     }
 

@@ -6,7 +6,6 @@ mod channel;
 mod client;
 mod faults;
 mod flags;
-#[allow(dead_code, reason = "the broker uses it once it speaks to nsqlookupds")]
 mod lookup_peer;
 mod message;
 mod options;
@@ -67,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// ```
 pub struct Nsqd {
     shared: Arc<Shared>,
-    tasks: [AbortHandle; 2],
+    tasks: [AbortHandle; 3],
 }
 
 impl Nsqd {
@@ -100,16 +99,21 @@ impl Nsqd {
         let (host, port) = split_address(door.address())?;
         let host = options.broadcast_address.clone().unwrap_or(host);
         let port = options.broadcast_tcp_port.unwrap_or(port);
+        let identity = Identity::new(host, port, port.saturating_add(1));
         let registrations = lookupds
             .into_iter()
-            .map(|registry| Registration::new(registry, Identity::new(host.clone(), port, port.saturating_add(1))))
+            .map(|registry| Registration::new(registry, identity.clone()))
             .collect();
-        let shared = Arc::new(Shared::new(options, tls, door, connector, registrations));
-        let door = tokio::spawn(Arc::clone(&shared).run_door());
-        let clock = tokio::spawn(Arc::clone(&shared).run_clock());
+        let shared = Arc::new(Shared::new(options, tls, door, connector, identity, registrations));
+        shared.connect_lookupds(true);
+        let tasks = [
+            tokio::spawn(Arc::clone(&shared).run_door()),
+            tokio::spawn(Arc::clone(&shared).run_clock()),
+            tokio::spawn(Arc::clone(&shared).run_newcomers()),
+        ];
         Ok(Self {
             shared,
-            tasks: [door.abort_handle(), clock.abort_handle()],
+            tasks: tasks.map(|task| task.abort_handle()),
         })
     }
 
@@ -216,6 +220,46 @@ impl Nsqd {
                 });
             }
         }
+    }
+
+    /// Waits until a command that fulfils the condition was received, and returns the first: of those on record, and then of
+    /// each that comes.
+    ///
+    /// ```
+    /// use async_nsq::{Producer, protocol::CommandName, test_server::Nsqd};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let nsqd = Nsqd::start().await?;
+    /// let producer = Producer::connect(nsqd.address()).await?;
+    /// let identify = nsqd.wait_for_command(|received| received.command.name() == CommandName::Identify).await?;
+    /// assert_eq!(identify.connection, 1);
+    /// # drop(producer);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`WaitError`] after ten seconds on tokio's clock.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn wait_for_command(&self, mut condition: impl FnMut(&Received) -> bool) -> Result<Received, WaitError> {
+        let mut found = None;
+        self.wait_for_within(PATIENCE, |_| {
+            found = self
+                .shared
+                .read(|state| state.record.find(|received| condition(received)));
+            found.is_some()
+        })
+        .await
+        .map(|stats| (stats, found))
+        .and_then(|(stats, found)| {
+            found.ok_or_else(|| WaitError {
+                waited: PATIENCE,
+                last: Box::new(stats),
+            })
+        })
     }
 
     /// Every well-formed command received, oldest first, as far back as
@@ -343,6 +387,7 @@ impl Nsqd {
             state.closed = false;
             state.register_all();
         });
+        self.shared.connect_lookupds(true);
         self.shared.door.open()
     }
 
@@ -367,6 +412,7 @@ impl Nsqd {
             state.tasks(None)
         });
         Shared::end(tasks);
+        self.shared.connect_lookupds(false);
     }
 }
 

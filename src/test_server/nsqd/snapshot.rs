@@ -1,6 +1,7 @@
 //! The state as a test sees it.
 
 use super::client::Client;
+use super::lookup_peer::Holdings;
 use super::state::State;
 use super::stats::{ChannelStats, ClientStats, Stats, TopicStats};
 
@@ -24,6 +25,18 @@ impl State {
             clients: clients.collect(),
             accepted: self.accepted,
         }
+    }
+
+    /// What nsqlookupds are told: each topic, and each channel with its topic.
+    pub(super) fn holdings(&self) -> Holdings {
+        let topics = self.topics.iter();
+        topics
+            .flat_map(|(name, topic)| {
+                let channels = topic.channels.keys();
+                let channels = channels.map(|channel| (name.clone(), Some(channel.clone())));
+                std::iter::once((name.clone(), None)).chain(channels)
+            })
+            .collect()
     }
 
     fn channel_stats(&self, key: usize) -> Option<ChannelStats> {

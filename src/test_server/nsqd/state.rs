@@ -36,6 +36,10 @@ pub(super) struct State {
     /// What the clock sleeps for.
     next_due: Option<Instant>,
     pub(super) wake_clock: bool,
+    /// Topics or channels have come or gone.
+    pub(super) topology_changed: bool,
+    /// New topics, of which the nsqlookupds are to be asked.
+    pub(super) starting_topics: Vec<String>,
 }
 
 impl State {
@@ -57,6 +61,8 @@ impl State {
             registrations,
             next_due: None,
             wake_clock: false,
+            topology_changed: false,
+            starting_topics: Vec::new(),
         }
     }
 

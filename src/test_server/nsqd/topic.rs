@@ -22,6 +22,13 @@ pub(super) struct Topic {
 }
 
 impl Topic {
+    pub(super) fn new(starting: bool) -> Self {
+        Self {
+            starting,
+            ..Self::default()
+        }
+    }
+
     /// Whether messages go on to the channels.
     pub(super) fn flows(&self) -> bool {
         !self.paused && !self.starting && !self.channels.is_empty()

@@ -1,5 +1,6 @@
 //! Topics and channels come, go, and take messages.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,22 +20,52 @@ pub(super) enum Missing {
 }
 
 impl State {
-    pub(super) fn ensure_topic(&mut self, name: &str) -> &mut Topic {
-        if !self.topics.contains_key(name) {
-            for registration in &self.registrations {
-                registration.register(name, None);
-            }
+    /// Creates a topic if it does not exist, with the channels that the nsqlookupds know of.
+    pub(super) fn ensure_topic(&mut self, name: &str, now: Instant) {
+        if self.topics.contains_key(name) {
+            return;
         }
-        self.topics.entry(name.to_owned()).or_default()
+        let starting = !self.options.lookupd_tcp_addresses.is_empty();
+        self.topics.insert(name.to_owned(), Topic::new(starting));
+        if starting {
+            self.starting_topics.push(name.to_owned());
+        }
+        self.topology_changed = true;
+        let mut known = Vec::new();
+        for registration in &self.registrations {
+            registration.register(name, None);
+            known.extend(registration.channels_of(name));
+        }
+        for channel in known {
+            self.ensure_channel(name, &channel, now);
+        }
+    }
+
+    /// The nsqlookupds have told which channels a topic has.
+    pub(super) fn start_topic(&mut self, name: &str, channels: BTreeSet<String>, now: Instant) {
+        if !self.topics.get(name).is_some_and(|topic| topic.starting) {
+            return;
+        }
+        for channel in channels {
+            self.ensure_channel(name, &channel, now);
+        }
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.starting = false;
+        }
+        self.release_backlog(name, now);
     }
 
     pub(super) fn ensure_channel(&mut self, topic_name: &str, name: &str, now: Instant) -> usize {
-        if let Some(key) = self.ensure_topic(topic_name).channels.get(name) {
-            return *key;
+        self.ensure_topic(topic_name, now);
+        if let Ok(key) = self.channel_key(topic_name, name) {
+            return key;
         }
         let scan = self.options.coarse_timers.then(|| Scan::new(self.started, now));
         let key = self.channels.insert(Channel::new(topic_name, name, scan));
-        self.ensure_topic(topic_name).channels.insert(name.to_owned(), key);
+        if let Some(topic) = self.topics.get_mut(topic_name) {
+            topic.channels.insert(name.to_owned(), key);
+        }
+        self.topology_changed = true;
         for registration in &self.registrations {
             registration.register(topic_name, Some(name));
         }
@@ -77,6 +108,7 @@ impl State {
         }
         // An ephemeral one went with its last channel.
         if self.topics.remove(name).is_some() {
+            self.topology_changed = true;
             for registration in &self.registrations {
                 registration.unregister(name, None);
             }
@@ -92,6 +124,7 @@ impl State {
 
     pub(super) fn delete_channel_at(&mut self, key: usize) -> Vec<AbortHandle> {
         let channel = self.channels.remove(key);
+        self.topology_changed = true;
         for registration in &self.registrations {
             registration.unregister(&channel.topic, Some(&channel.name));
         }
@@ -166,7 +199,7 @@ impl State {
         let timestamp = self.wall_clock.unix_nanos(now);
         let (max_bytes, mem_queue_size) = (self.options.max_queue_bytes, self.options.mem_queue_size);
         let node = self.options.node_id;
-        self.ensure_topic(topic_name);
+        self.ensure_topic(topic_name, now);
         let Some(topic) = self.topics.get_mut(topic_name) else {
             return Ok(());
         };

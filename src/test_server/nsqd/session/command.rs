@@ -21,11 +21,15 @@ use crate::test_server::tls::TlsRequired;
 pub(super) enum Stage {
     /// Its line is to be read.
     Line,
-    /// Its line is read, and its body is to come.
+    /// Its line is read. Before the body of an MPUB, nsqd asks whether its sender may.
+    Head(CommandBody),
+    /// Its body is to come.
     Body(CommandBody),
-    /// It is complete.
+    /// It is complete, and it is to be asked whether its sender may.
     Complete(Command),
-    /// It is complete, and no fault shall strike it any more.
+    /// Its sender may, and a fault may strike it.
+    Allowed(Command),
+    /// No fault strikes it any more.
     Spared(Command),
 }
 
@@ -96,7 +100,28 @@ impl Session {
                     Ok(Step::Incomplete)
                 }
             },
-            Stage::Complete(command) => self.conclude(state, command, true, now),
+            Stage::Head(body) => {
+                let topic = body.topic().unwrap_or_default();
+                if !self.authorize(body.name(), topic, "", now)? {
+                    self.stage = Stage::Head(body);
+                    return Ok(Step::Wait);
+                }
+                // It creates its topic before its body is read.
+                state.ensure_topic(topic, now);
+                self.stage = Stage::Body(body);
+                Ok(Step::GoOn)
+            }
+            Stage::Complete(command) => match self.may(&command, now)? {
+                true => {
+                    self.stage = Stage::Allowed(command);
+                    Ok(Step::GoOn)
+                }
+                false => {
+                    self.stage = Stage::Complete(command);
+                    Ok(Step::Wait)
+                }
+            },
+            Stage::Allowed(command) => self.conclude(state, command, true, now),
             Stage::Spared(command) => self.conclude(state, command, false, now),
         }
     }
@@ -110,13 +135,8 @@ impl Session {
         }
         self.stage = match line.read(&self.shared.options.limits)? {
             CommandHead::Command(command) => Stage::Complete(command),
-            CommandHead::Body(body) => {
-                // MPUB creates its topic before its body is read.
-                if let (CommandName::Mpub, Some(topic)) = (body.name(), body.topic()) {
-                    state.ensure_topic(topic);
-                }
-                Stage::Body(body)
-            }
+            CommandHead::Body(body) if body.name() == CommandName::Mpub => Stage::Head(body),
+            CommandHead::Body(body) => Stage::Body(body),
         };
         Ok(())
     }
@@ -174,6 +194,11 @@ impl Session {
             Some(fault) => self.apply_faulty(state, &command, fault, now),
             None => self.apply(state, &command, now),
         };
+        if self.job.is_some() {
+            // The auth server is being asked, and whatever the fault was, it is over.
+            self.stage = Stage::Spared(command);
+            return result.map(|()| Step::Wait);
+        }
         if !state.record.is_off() {
             state.record.push(Received {
                 connection: self.id,
@@ -182,6 +207,7 @@ impl Session {
             });
         }
         result?;
+        self.has_spoken = true;
         self.await_command(now);
         Ok(Step::GoOn)
     }
@@ -236,7 +262,10 @@ impl Session {
         let name = command.name();
         match command {
             Command::Identify { body } => self.identify(state, body, now)?,
-            Command::Auth { .. } => return Err(CommandError::new("E_AUTH_DISABLED AUTH disabled").into()),
+            Command::Auth { secret } => {
+                // If it is not done yet, the job that was begun will tell.
+                let _done = self.authenticate(state, secret)?;
+            }
             Command::Sub { topic, channel } => {
                 state
                     .subscribe(self.id, topic, channel, now)
@@ -320,6 +349,7 @@ impl Session {
     pub(super) fn resume(&mut self, done: Done, now: Instant) {
         match done {
             Done::Rested => {}
+            Done::Asked(answer) => self.rights.take_in(answer),
         }
         self.await_command(now);
     }

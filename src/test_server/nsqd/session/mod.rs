@@ -1,5 +1,6 @@
 //! One connection's task: it reads commands, and writes answers, messages and heartbeats.
 
+mod auth;
 mod command;
 mod identify;
 mod output;
@@ -7,6 +8,7 @@ mod upgrade;
 mod wire;
 
 use std::future::Future;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::auth::Rights;
 use self::command::{Answers, Stage};
 use self::identify::Settings;
 use self::output::Ticker;
@@ -22,6 +25,7 @@ use self::wire::Wire;
 use super::broker::Shared;
 use super::client::Link;
 use crate::protocol::{CommandBody, CommandParser, Frame, HEARTBEAT, MAGIC, Message};
+use crate::test_server::auth::session::Authorizations;
 use crate::transport::BoxIo;
 
 /// How many bytes may wait to be written before no further command is read and no further message is encoded: a peer
@@ -47,11 +51,15 @@ pub(super) struct Session {
     /// What IDENTIFY has granted and is still to be done.
     upgrade: Option<Upgrade>,
     settings: Settings,
+    rights: Rights,
     identified: bool,
     /// The interval of the heartbeats and the time of the next one. The first IDENTIFY decides.
     heartbeat: Option<(Duration, Instant)>,
     read_deadline: Option<Instant>,
     ticker: Ticker,
+    /// A command was carried out: what the client says of itself is known.
+    has_spoken: bool,
+    introduced: bool,
     /// What a fault does to the answers of the command at hand.
     answers: Answers,
     /// Answers that a fault keeps until after the next one.
@@ -69,6 +77,8 @@ type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
 enum Done {
     /// A delay is over.
     Rested,
+    /// The auth server has answered, or cannot.
+    Asked(io::Result<Authorizations>),
 }
 
 enum Flow {
@@ -89,9 +99,12 @@ impl Session {
             upgrade: None,
             ticker: Ticker::new(settings.buffer_timeout(), Instant::now()),
             settings,
+            rights: Rights::default(),
             identified: false,
             heartbeat: None,
             read_deadline: None,
+            has_spoken: false,
+            introduced: false,
             answers: Answers::Given,
             kept_answers: Vec::new(),
             doomed: false,
@@ -239,6 +252,9 @@ impl Session {
             self.put_faulty(state);
             (flow, wants_more)
         });
+        if self.has_spoken && !self.introduced {
+            self.introduce();
+        }
         self.put_messages();
         self.flush_as_nsqd(wants_more, now);
         if self.doomed { Flow::Close } else { flow }
@@ -253,8 +269,29 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Says in the log who this is, once for each connection.
+    fn introduce(&mut self) {
+        self.introduced = true;
+        let client = self.shared.read(|state| {
+            let client = state.clients.get(&self.id);
+            client.map(|client| (client.remote.clone(), client.agreed.clone()))
+        });
+        if let Some((remote, agreed)) = client {
+            let agent = match agreed.user_agent.as_str() {
+                "" => "a client that gives no user agent",
+                agent => agent,
+            };
+            tracing::info!("client {}: {agent} from {remote}, id {:?}", self.id, agreed.client_id);
+        }
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        if !self.introduced {
+            self.introduce();
+        }
         self.shared.change(|state| state.remove_client(self.id));
     }
 }
