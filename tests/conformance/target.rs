@@ -87,7 +87,9 @@ pub(crate) fn flags(line: &Line, certificates: &Certificates, auth: Option<&str>
         push("tls-root-ca-file", certificates.authority_file().display().to_string());
     }
     if let Some(address) = auth {
-        push("auth-http-address", address.to_owned());
+        let path = line.option("auth").and_then(|option| option.value.as_ref());
+        let address = path.map_or(address.to_owned(), |path| format!("http://{address}{path}"));
+        push("auth-http-address", address);
     }
     flags
 }
