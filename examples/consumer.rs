@@ -8,6 +8,7 @@
 //! to nsqd. The exit code is 0 at the end and after Ctrl-C, 1 if something failed, and 2 for a mistake on the command
 //! line.
 
+#[allow(dead_code, reason = "each example uses its part")]
 mod cli;
 
 use std::error::Error as _;

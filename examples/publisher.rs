@@ -7,6 +7,7 @@
 //! The last line on stdout is `published N`: how many messages nsqd has confirmed, also after Ctrl-C and after a
 //! failure. The exit code is 0 if nothing failed, 1 if something did, and 2 for a mistake on the command line.
 
+#[allow(dead_code, reason = "each example uses its part")]
 mod cli;
 
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use async_nsq::backoff::{Exponential, FullJitter, Off};
-use async_nsq::test_server::{self, Lookupd, Nsqd, NsqdBuilder};
+use async_nsq::test_server::{self, AuthServer, Lookupd, LookupdBuilder, Nsqd, NsqdBuilder};
 use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
 use async_nsq::{
     BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
@@ -27,6 +27,8 @@ fn public_types_are_send_sync_and_debug() {
     shared::<Nsqd>();
     shared::<NsqdBuilder>();
     shared::<Lookupd>();
+    shared::<LookupdBuilder>();
+    shared::<AuthServer>();
     shared::<MemoryListener>();
     shared::<protocol::CommandParser>();
     cloned::<Producer>();

@@ -700,6 +700,34 @@ async fn the_tcp_side_is_at_the_port_below() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn streams_that_were_accepted_elsewhere_are_served() {
+    let lookupd = Lookupd::builder().start_detached("lookupd:4161").unwrap();
+    let (io, served) = tokio::io::duplex(1024);
+    lookupd.serve_tcp(served, "10.0.0.7:1234");
+    let mut nsqd = Peer { io: Box::new(io) };
+    nsqd.io.write_all(b"  V1").await.unwrap();
+    let reply = nsqd.identify(PEER).await;
+    assert!(reply.contains(r#""http_port":4161,"tcp_port":4160"#), "{reply}");
+    assert_eq!(lookupd.nodes()[0].remote_address, "10.0.0.7:1234");
+
+    let ask = async || {
+        let (mut io, served) = tokio::io::duplex(1024);
+        lookupd.serve_http(served, "10.0.0.8:1");
+        // One that is down has closed it.
+        let _ = io.write_all(b"GET /ping HTTP/1.0\r\n\r\n").await;
+        let mut answer = String::new();
+        io.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(ask().await.ends_with("OK"));
+    lookupd.faults().down();
+    nsqd.assert_closed().await;
+    assert_eq!(ask().await, "");
+    lookupd.faults().clear().unwrap();
+    assert!(ask().await.ends_with("OK"));
+}
+
 #[tokio::test]
 async fn over_tcp_both_sides_have_free_ports_and_keep_them() {
     let lookupd = Lookupd::start().await.unwrap();

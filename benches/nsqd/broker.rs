@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::Result;
+use crate::{Result, test_broker};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -67,6 +67,22 @@ impl Nsqd {
                 Err(error)
             }
         }
+    }
+
+    /// The test broker, in a process of its own so that it competes with the client as nsqd does.
+    pub(crate) fn start_test_broker() -> Result<Self> {
+        let (child, tcp, http) = test_broker::spawn()?;
+        Ok(Self {
+            child,
+            tcp,
+            http,
+            topics: Cell::new(0),
+            _directory: tempfile::tempdir()?,
+        })
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn tcp_address(&self) -> SocketAddr {

@@ -9,10 +9,12 @@
 #![expect(clippy::print_stdout, reason = "the table is what the program is for")]
 
 mod broker;
+mod idle;
 mod ours;
 mod raw;
 mod report;
 mod span;
+mod test_broker;
 
 use std::error::Error;
 
@@ -53,12 +55,32 @@ struct Options {
     bench: bool,
 }
 
-/// Which of the two clients is measured.
+/// Who is measured: a client, and the broker it talks to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Client {
+enum Party {
+    /// The raw loop on nsqd.
     Raw,
+    /// The crate on nsqd.
     Ours,
+    /// The raw loop on the test broker.
+    RawOnTestBroker,
 }
+
+impl Party {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Ours => "async-nsq",
+            Self::RawOnTestBroker => "raw, test broker",
+        }
+    }
+}
+
+/// The crate next to the least that any client could do.
+const CLIENTS: &[Party] = &[Party::Raw, Party::Ours];
+
+/// The test broker next to nsqd.
+const BROKERS: &[Party] = &[Party::Raw, Party::RawOnTestBroker];
 
 /// What is done with the messages.
 #[derive(Clone, Copy)]
@@ -73,11 +95,37 @@ enum Work {
 
 struct Scenario {
     name: &'static str,
+    parties: &'static [Party],
     work: Work,
     messages: u64,
 }
 
-const SCENARIOS: [Scenario; 9] = [
+const SCENARIOS: [Scenario; 13] = [
+    brokers(
+        "broker: MPUB of 100, 1 at once",
+        Work::Publish {
+            batch: 100,
+            in_flight: 1,
+        },
+        500_000,
+    ),
+    brokers(
+        "broker: MPUB of 100, 8 at once",
+        Work::Publish {
+            batch: 100,
+            in_flight: 8,
+        },
+        800_000,
+    ),
+    brokers("broker: RDY 2500", Work::Consume { max_in_flight: 2500 }, 500_000),
+    brokers(
+        "broker: PUB, 100 at once",
+        Work::Publish {
+            batch: 1,
+            in_flight: 100,
+        },
+        200_000,
+    ),
     scenario("publish, 1 caller", Work::Publish { batch: 1, in_flight: 1 }, 10_000),
     scenario(
         "publish, 100 callers",
@@ -133,7 +181,19 @@ const SCENARIOS: [Scenario; 9] = [
 ];
 
 const fn scenario(name: &'static str, work: Work, messages: u64) -> Scenario {
-    Scenario { name, work, messages }
+    Scenario {
+        name,
+        parties: CLIENTS,
+        work,
+        messages,
+    }
+}
+
+const fn brokers(name: &'static str, work: Work, messages: u64) -> Scenario {
+    Scenario {
+        parties: BROKERS,
+        ..scenario(name, work, messages)
+    }
 }
 
 fn main() -> Result<()> {
@@ -141,12 +201,16 @@ fn main() -> Result<()> {
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
+    if test_broker::is_wanted() {
+        return test_broker::run();
+    }
     let options = Options::parse();
     let Some(nsqd) = broker::find() else {
         println!("skipped: nsqd not found (tests/interop/install-brokers.sh builds it)");
         return Ok(());
     };
     let nsqd = Nsqd::start(&nsqd)?;
+    let test_broker = Nsqd::start_test_broker()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -163,44 +227,59 @@ fn main() -> Result<()> {
                 continue;
             }
             // By turns who goes first, so that neither always finds the other's leavings in nsqd's memory.
-            let mut clients = [Client::Raw, Client::Ours];
-            clients.rotate_left(round as usize % 2);
-            for client in clients {
-                let span = measure(&runtime, &nsqd, client, scenario, scenario.messages / divisor)?;
-                report.add(scenario.name, client, span);
+            let mut parties = scenario.parties.to_vec();
+            parties.rotate_left(round as usize % 2);
+            for party in parties {
+                let broker = if party == Party::RawOnTestBroker {
+                    &test_broker
+                } else {
+                    &nsqd
+                };
+                let span = measure(&runtime, broker, party, scenario, scenario.messages / divisor)?;
+                report.add(scenario, party, span);
             }
         }
     }
     println!("{report}");
+    if options
+        .filter
+        .as_ref()
+        .is_none_or(|word| "idle".contains(word.as_str()))
+    {
+        for (name, broker) in [("nsqd", &nsqd), ("test broker", &test_broker)] {
+            let idle = idle::measure(broker)?;
+            println!("\n{name}: {idle}");
+        }
+    }
     Ok(())
 }
 
-/// Measures one client once, on a topic of its own.
-fn measure(runtime: &Runtime, nsqd: &Nsqd, client: Client, scenario: &Scenario, messages: u64) -> Result<Span> {
+/// Measures one party once, on a topic of its own.
+fn measure(runtime: &Runtime, nsqd: &Nsqd, party: Party, scenario: &Scenario, messages: u64) -> Result<Span> {
     let topic = nsqd.new_topic();
     let address = nsqd.tcp_address();
     let mut topics = vec![topic.clone()];
     let span = match scenario.work {
         Work::Publish { batch, in_flight } => {
             let calls = messages / batch as u64;
-            match client {
-                Client::Raw => raw::publish(address, &topic, calls, batch, in_flight),
-                Client::Ours => runtime.block_on(ours::publish(address, &topics, calls, batch, in_flight)),
+            match party {
+                Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, calls, batch, in_flight),
+                Party::Ours => runtime.block_on(ours::publish(address, &topics, calls, batch, in_flight)),
             }
         }
-        Work::Spread { topics: count, callers } => match client {
+        Work::Spread { topics: count, callers } => match party {
             // To a socket that sends one PUB per message it makes no difference which topic each names.
-            Client::Raw => raw::publish(address, &topic, messages, 1, callers),
-            Client::Ours => {
+            Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, messages, 1, callers),
+            Party::Ours => {
                 topics = (0..count).map(|number| format!("{topic}-{number}")).collect();
                 runtime.block_on(ours::publish(address, &topics, messages, 1, callers))
             }
         },
         Work::Consume { max_in_flight } => {
             raw::publish(address, &topic, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
-            match client {
-                Client::Raw => raw::consume(address, &topic, messages, max_in_flight),
-                Client::Ours => runtime.block_on(ours::consume(address, &topic, messages, max_in_flight)),
+            match party {
+                Party::Raw | Party::RawOnTestBroker => raw::consume(address, &topic, messages, max_in_flight),
+                Party::Ours => runtime.block_on(ours::consume(address, &topic, messages, max_in_flight)),
             }
         }
     };

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::Client;
 use crate::span::Span;
+use crate::{Party, Scenario};
 
 /// All rows, in the order in which they came first.
 #[derive(Default)]
@@ -13,39 +13,42 @@ pub(crate) struct Report {
 
 struct Row {
     scenario: &'static str,
-    raw: Vec<Span>,
-    ours: Vec<Span>,
+    /// In the order of the scenario's parties.
+    spans: Vec<(Party, Vec<Span>)>,
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, scenario: &'static str, client: Client, span: Span) {
+    pub(crate) fn add(&mut self, scenario: &Scenario, party: Party, span: Span) {
         let index = self
             .rows
             .iter()
-            .position(|row| row.scenario == scenario)
+            .position(|row| row.scenario == scenario.name)
             .unwrap_or_else(|| {
                 self.rows.push(Row {
-                    scenario,
-                    raw: Vec::new(),
-                    ours: Vec::new(),
+                    scenario: scenario.name,
+                    spans: scenario.parties.iter().map(|party| (*party, Vec::new())).collect(),
                 });
                 self.rows.len() - 1
             });
-        let row = &mut self.rows[index];
-        match client {
-            Client::Raw => row.raw.push(span),
-            Client::Ours => row.ours.push(span),
+        let mut spans = self.rows[index].spans.iter_mut();
+        if let Some((_, spans)) = spans.find(|(measured, _)| *measured == party) {
+            spans.push(span);
         }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| scenario | client | msg/s | least to most | vs raw | CPU us/msg |")?;
+        writeln!(
+            f,
+            "| scenario | client | msg/s | least to most | vs first | CPU us/msg |"
+        )?;
         write!(f, "|---|---|---:|---:|---:|---:|")?;
-        for Row { scenario, raw, ours } in &self.rows {
-            let rate_of_raw = Summary::of(raw, Span::messages_per_second).median;
-            for (client, spans) in [("raw", raw), ("async-nsq", ours)] {
+        for Row { scenario, spans } in &self.rows {
+            let first = spans.first().map_or(&[][..], |(_, spans)| spans);
+            let first_rate = Summary::of(first, Span::messages_per_second).median;
+            for (party, spans) in spans {
+                let client = party.name();
                 let rate = Summary::of(spans, Span::messages_per_second);
                 let cpu = Summary::of(spans, Span::cpu_per_message);
                 write!(
@@ -54,7 +57,7 @@ impl fmt::Display for Report {
                     rate.median,
                     rate.least,
                     rate.most,
-                    rate.median / rate_of_raw,
+                    rate.median / first_rate,
                     cpu.median
                 )?;
             }

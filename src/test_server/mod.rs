@@ -45,15 +45,15 @@
 //! - Timers are exact. nsqd looks for timeouts and delays that have passed every 100 ms only, and may take five
 //!   seconds to notice a new channel; [`coarse_timers`](NsqdBuilder::coarse_timers) does so, too.
 //! - TLS is 1.2 and 1.3. A real nsqd takes 1.0 and 1.1 as well, unless it is told otherwise.
-//! - The messages of one MPUB may not exceed `max-body-size` in sum. nsqd checks what the command states, not what it
-//!   reads.
+//! - The messages of one MPUB, by TCP or HTTP, may not exceed `max-body-size` in sum. nsqd checks what is stated, not
+//!   what it reads.
 //! - Sampling is by a generator with a fixed seed, so that it is the same in each run.
+//! - In `/stats` all figures of memory are 0 and no latencies are measured; `/debug/pprof` has only empty profiles.
 //! - Consumers of a channel get messages in turn, where nsqd gives them to whoever is quickest.
 
 mod auth;
 mod flags;
 pub mod guide;
-#[allow(dead_code, unused_imports, reason = "nsqd's own HTTP side will use the rest")]
 mod http;
 mod json;
 mod listener;

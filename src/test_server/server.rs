@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::listener::Door;
-use crate::transport::BoxIo;
+use crate::transport::{BoxIo, Io};
 
 /// Serves the connections of a [`Door`]. Dropping it gives the address up and ends them.
 pub(super) struct Server {
@@ -17,8 +18,11 @@ pub(super) struct Server {
 
 struct Shared {
     door: Door,
+    serve: Serve,
     guests: Mutex<Guests>,
 }
+
+type Serve = Box<dyn Fn(BoxIo, String) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 #[derive(Default)]
 struct Guests {
@@ -34,18 +38,19 @@ impl Server {
     /// Outside of a tokio runtime.
     pub(super) fn start<F, Serving>(door: Door, serve: F) -> Self
     where
-        F: Fn(BoxIo, String) -> Serving + Send + 'static,
+        F: Fn(BoxIo, String) -> Serving + Send + Sync + 'static,
         Serving: Future<Output = ()> + Send + 'static,
     {
         let shared = Arc::new(Shared {
             door,
+            serve: Box::new(move |io, remote| Box::pin(serve(io, remote))),
             guests: Mutex::default(),
         });
         let hall = Arc::clone(&shared);
         let accepting = tokio::spawn(async move {
             loop {
                 let (io, remote) = hall.door.accept().await;
-                hall.admit(serve(io, remote));
+                hall.admit(io, remote);
             }
         });
         Self {
@@ -56,6 +61,14 @@ impl Server {
 
     pub(super) fn address(&self) -> &str {
         self.shared.door.address()
+    }
+
+    /// Serves a stream that did not come through the door, unless that is closed.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(super) fn serve(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        self.shared.admit(Box::new(io), remote.into());
     }
 
     /// Refuses connections, and ends the existing ones.
@@ -84,7 +97,8 @@ impl Shared {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(&self, serving: impl Future<Output = ()> + Send + 'static) {
+    fn admit(&self, io: BoxIo, remote: String) {
+        let serving = (self.serve)(io, remote);
         let mut guests = self.lock();
         while guests.tasks.try_join_next().is_some() {}
         if !guests.closed {

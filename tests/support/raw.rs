@@ -30,8 +30,13 @@ pub(crate) struct RawClient {
 impl RawClient {
     /// Connects, and sends nothing.
     pub(crate) async fn connect(connector: &impl Connector, address: &str) -> Self {
+        Self::over(connector.connect(address).await.unwrap())
+    }
+
+    /// Takes a connection as it is.
+    pub(crate) fn over(io: BoxIo) -> Self {
         Self {
-            io: connector.connect(address).await.unwrap(),
+            io,
             decoder: FrameDecoder::default(),
             input: BytesMut::new(),
             frames: VecDeque::new(),

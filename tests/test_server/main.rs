@@ -8,6 +8,7 @@ mod output;
 #[allow(dead_code, reason = "each test binary uses its part")]
 #[path = "../support/raw.rs"]
 mod raw;
+mod simulated;
 
 use std::time::Duration;
 

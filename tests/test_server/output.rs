@@ -1,12 +1,18 @@
 //! When messages leave the broker's output buffer.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nsq::protocol::{Command, Frame, HEARTBEAT};
+use async_nsq::test_server::Nsqd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::time::{Instant, sleep};
 
 use super::raw::{Event, RawClient};
-use super::{House, MOMENT, publish};
+use super::{ADDRESS, House, MOMENT, publish};
 
 async fn consumer(house: &House, identify: &str, rdy: u32) -> RawClient {
     let mut client = house.client().await;
@@ -102,6 +108,56 @@ async fn without_a_timer_messages_wait_for_the_heartbeat() {
     assert_eq!(begun.elapsed(), Duration::from_secs(2));
     let heartbeat = Event::Frame(Frame::Response(HEARTBEAT.into()));
     assert_eq!(client.next(MOMENT).await, heartbeat);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_buffer_the_parts_of_a_frame_are_written_one_after_the_other() {
+    let nsqd = Nsqd::builder().start_detached(ADDRESS).unwrap();
+    let (client, server) = duplex(4096);
+    let writes = Writes::default();
+    let server = Recording {
+        stream: server,
+        writes: writes.clone(),
+    };
+    nsqd.serve(server, "client:1");
+    let (mut read, mut write) = tokio::io::split(client);
+    let identify = br#"{"output_buffer_size":-1}"#;
+    let len = (identify.len() as u32).to_be_bytes();
+    for part in [&b"  V2IDENTIFY\n"[..], &len, identify, b"PUB t\n\0\0\0\x01x"] {
+        write.write_all(part).await.unwrap();
+    }
+    let mut answers = [0; 20];
+    read.read_exact(&mut answers).await.unwrap();
+    assert_eq!(*writes.lock().unwrap(), [4, 4, 2, 4, 4, 2]);
+}
+
+type Writes = Arc<Mutex<Vec<usize>>>;
+
+/// Remembers how much was written at a time.
+struct Recording {
+    stream: DuplexStream,
+    writes: Writes,
+}
+
+impl AsyncRead for Recording {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Recording {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.lock().unwrap().push(bytes.len());
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::line::check_name;
 use super::*;
 
 enum Outcome {
@@ -289,7 +290,7 @@ proptest! {
 
     #[test]
     fn names_are_judged_as_the_client_judges_them(name in "[a.#_ -]{0,4}(#ephemeral)?[a!]{0,70}") {
-        let here = super::line::check_name(name.as_bytes(), "topic").is_ok();
+        let here = check_name(name.as_bytes(), "topic").is_ok();
         prop_assert_eq!(here, crate::Topic::new(&name).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod grant;
+mod pattern;
 mod server;
 pub(super) mod session;
 

@@ -16,7 +16,7 @@ use crate::test_server::json::{Members, Mismatch};
 use crate::test_server::listener::Door;
 use crate::test_server::record::Record;
 use crate::test_server::server::Server;
-use crate::transport::MemoryNetwork;
+use crate::transport::{Io, MemoryNetwork};
 
 /// The deadline of [`AuthServer::wait_for`].
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -124,6 +124,18 @@ impl AuthServer {
         Ok(Self::open(Door::memory(network, address)?))
     }
 
+    /// Starts without listening: every connection is handed over by [`serve`](Self::serve). For a transport of your own,
+    /// such as the simulated hosts of turmoil. `address` is what [`address`](Self::address) says; `host:port`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_detached(address: &str) -> io::Result<Self> {
+        Ok(Self::open(Door::detached(address)?))
+    }
+
     fn open(door: Door) -> Self {
         let (entries, bytes) = RECORD;
         let shared = Arc::new(Shared {
@@ -144,6 +156,15 @@ impl AuthServer {
     #[must_use]
     pub fn address(&self) -> &str {
         self.server.address()
+    }
+
+    /// Serves a client over a stream that was accepted elsewhere: by a listener of your own, or made by
+    /// [`tokio::io::duplex`]. One that is [down](AuthFaults::down) closes it.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn serve(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        self.server.serve(io, remote);
     }
 
     /// Grants this to whoever knows the secret, instead of what was granted before. nsqd notices when it asks next.

@@ -9,6 +9,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::pattern::translate;
 use crate::test_server::http::{Patience, encode, get};
 use crate::test_server::json::{self, Members, Mismatch};
 use crate::transport::Connector;
@@ -153,21 +154,22 @@ impl Entry {
     }
 }
 
-/// Compiles a regular expression of Go. The few things in which Go's syntax differs (`\Q...\E`, a lone `{`, `&&` in a
-/// class) are refused or read otherwise.
+/// Compiles a regular expression of Go.
 fn compile(pattern: &str, room: &mut usize) -> Result<Regex, Unusable> {
+    let unusable = Unusable("a regular expression that does not compile");
     *room = room.checked_sub(1).ok_or(Unusable("too many regular expressions"))?;
+    let Some(pattern) = translate(pattern) else {
+        return Err(unusable);
+    };
     // Names are ASCII, and so are Go's \w, \d and \b. Only a Unicode class needs the larger tables.
     let build = |unicode| {
-        RegexBuilder::new(pattern)
+        RegexBuilder::new(&pattern)
             .unicode(unicode)
             .size_limit(MAX_REGEX)
             .dfa_size_limit(MAX_REGEX)
             .build()
     };
-    build(false)
-        .or_else(|_| build(true))
-        .map_err(|_| Unusable("a regular expression that does not compile"))
+    build(false).or_else(|_| build(true)).map_err(|_| unusable)
 }
 
 /// What nsqd tells an auth server of a client.

@@ -55,12 +55,11 @@ impl Answer {
         Self::new(status, Some(JSON), text.into())
     }
 
-    /// A text, without NSQ's header: how `/ping` answers, and what is no part of NSQ.
+    /// A text, without NSQ's header: how `/ping` answers, and what is no part of NSQ. An empty one has no content type.
     pub(in crate::test_server) fn bare(status: StatusCode, text: impl Into<Bytes>) -> Self {
-        let mut response = Response::new(AnswerBody::Whole(text.into()));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, PLAIN);
-        Self(response)
+        let text = text.into();
+        let content_type = (!text.is_empty()).then_some(PLAIN);
+        Self::new(status, content_type, text).foreign()
     }
 
     /// A body of so many bytes which is never in memory as a whole; its head does not tell how long it is.

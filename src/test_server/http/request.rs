@@ -78,6 +78,23 @@ impl Request {
         self.inner.body().size_hint().exact()
     }
 
+    /// Reads the body and drops it. Returns whether that was all: one that is larger than `limit` is not read to its end,
+    /// and one that says so not at all, which ends the connection with the answer.
+    pub(in crate::test_server) async fn discard_body(&mut self, limit: usize) -> bool {
+        if self.content_length().is_some_and(|length| length > limit as u64) {
+            return false;
+        }
+        let mut left = limit;
+        while let Some(frame) = self.inner.frame().await {
+            let length = frame.ok().and_then(|frame| Some(frame.data_ref()?.len()));
+            match left.checked_sub(length.unwrap_or_default()) {
+                Some(less) => left = less,
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// Reads the body. One that says at the start that it is larger than `limit` is not read at all.
     pub(in crate::test_server) async fn body(self, limit: usize) -> Result<Bytes, BodyError> {
         if self.content_length().is_some_and(|length| length > limit as u64) {

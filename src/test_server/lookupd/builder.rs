@@ -117,21 +117,39 @@ impl LookupdBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start_in(self, network: &MemoryNetwork, address: &str) -> io::Result<Lookupd> {
-        let (_, port) = split_address(address)?;
-        let below = port.checked_sub(1).filter(|port| *port > 0).ok_or_else(|| {
-            let message =
-                format!("{address:?}: the TCP side listens at the port below, so the port has to be 2 or more");
-            io::Error::new(io::ErrorKind::InvalidInput, message)
-        })?;
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let below = port_below(address)?;
         let http = Door::memory(network, address)?;
-        let tcp = Door::memory(network, &format!("{host}:{below}"))?;
+        let tcp = Door::memory(network, &below)?;
         self.open(http, tcp)
+    }
+
+    /// Starts without listening: every connection is handed over by [`Lookupd::serve_http`] and [`Lookupd::serve_tcp`].
+    /// For a transport of your own, such as the simulated hosts of turmoil. `address` is `host:port` of the HTTP side, and
+    /// what [`Lookupd::address`] says; the TCP side is at the port below.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_detached(self, address: &str) -> io::Result<Lookupd> {
+        let tcp = Door::detached(&port_below(address)?)?;
+        self.open(Door::detached(address)?, tcp)
     }
 
     fn open(self, http: Door, tcp: Door) -> io::Result<Lookupd> {
         Lookupd::open(http, tcp, self.lifetimes, self.broadcast_address)
     }
+}
+
+fn port_below(address: &str) -> io::Result<String> {
+    let (_, port) = split_address(address)?;
+    let below = port.checked_sub(1).filter(|port| *port > 0).ok_or_else(|| {
+        let message = format!("{address:?}: the TCP side is at the port below, so the port has to be 2 or more");
+        io::Error::new(io::ErrorKind::InvalidInput, message)
+    })?;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    Ok(format!("{host}:{below}"))
 }
 
 fn address(name: &str, value: &str) -> Result<String, FlagError> {

@@ -20,7 +20,7 @@ use super::http::{Router, Script};
 use super::listener::{Door, split_address};
 use super::record::Record;
 use super::server::Server;
-use crate::transport::MemoryNetwork;
+use crate::transport::{Io, MemoryNetwork};
 
 pub(super) use self::registration::{Registration, Registry};
 pub(super) use self::registry::Identity;
@@ -167,6 +167,24 @@ impl Lookupd {
     #[must_use]
     pub fn tcp_address(&self) -> &str {
         self.tcp.address()
+    }
+
+    /// Serves a client's HTTP over a stream that was accepted elsewhere: by a listener of your own, or made by
+    /// [`tokio::io::duplex`]. One that is [down](LookupdFaults::down) closes it.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn serve_http(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        self.http.serve(io, remote);
+    }
+
+    /// Serves an nsqd over a stream that was accepted elsewhere. `remote` is what `/lookup` gives as its
+    /// `remote_address`, `ip:port` as a rule. One whose TCP side is [down](LookupdFaults::tcp_down) closes it.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn serve_tcp(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        self.tcp.serve(io, remote);
     }
 
     /// Announces that the nsqd at `address`, which is `host:port`, has the topic. Its HTTP port is the one above, its

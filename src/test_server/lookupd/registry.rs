@@ -4,7 +4,7 @@
 //! sign up for keys and leave them; a key stays when its last node has left.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Range;
+use std::collections::btree_map::{Entry, Range};
 use std::ops::Bound;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -194,14 +194,15 @@ impl Book {
     /// A second time changes nothing: a tombstone stays.
     fn sign_up(&mut self, key: Key, id: NodeId) -> Result<(), Full> {
         self.create(key.clone())?;
-        if let Some(members) = self.keys.get_mut(&key) {
-            if !members.contains_key(&id) {
-                if self.entries >= MAX_ENTRIES {
-                    return Err(Full);
-                }
-                self.entries += 1;
-                members.insert(id, None);
+        let Some(members) = self.keys.get_mut(&key) else {
+            return Ok(());
+        };
+        if let Entry::Vacant(place) = members.entry(id) {
+            if self.entries >= MAX_ENTRIES {
+                return Err(Full);
             }
+            self.entries += 1;
+            place.insert(None);
         }
         Ok(())
     }
@@ -379,22 +380,18 @@ impl Book {
 
     /// The nodes of a topic that clients are told of, in the order of their addresses.
     pub(super) fn producers(&self, topic: &str) -> Vec<&Node> {
-        let mut found: BTreeMap<NodeId, &Node> = BTreeMap::new();
-        let mut seen = Vec::new();
+        let mut found: BTreeMap<NodeId, Option<Instant>> = BTreeMap::new();
         for (_, members) in self.in_topic(Category::Topic, topic) {
             for (id, tombstone) in members {
-                let Some(node) = self.nodes.get(id) else { continue };
                 // With a wildcard, nsqlookupd takes each node as the first topic has it.
-                if topic == ANY && seen.contains(id) {
-                    continue;
-                }
-                seen.push(*id);
-                if self.is_active(node) && !self.is_buried(*tombstone) {
-                    found.insert(*id, node);
-                }
+                found.entry(*id).or_insert(*tombstone);
             }
         }
-        in_order(found.into_iter().map(|(_, node)| node))
+        let visible = found.into_iter().filter(|(_, tombstone)| !self.is_buried(*tombstone));
+        let nodes = visible.filter_map(|(id, _)| self.nodes.get(&id));
+        let mut producers: Vec<_> = nodes.filter(|node| self.is_active(node)).collect();
+        producers.sort_by_key(|node| order(node));
+        producers
     }
 
     /// All active nodes in the order of their addresses, each with its topics, and whether it is buried in them.
@@ -526,10 +523,4 @@ fn channel_key(topic: &str, channel: &str) -> Key {
 
 fn order(node: &Node) -> (String, i64) {
     (node.identity.broadcast_address.clone(), node.identity.tcp_port)
-}
-
-fn in_order<'a>(nodes: impl Iterator<Item = &'a Node>) -> Vec<&'a Node> {
-    let mut nodes: Vec<_> = nodes.collect();
-    nodes.sort_by_key(|node| order(node));
-    nodes
 }

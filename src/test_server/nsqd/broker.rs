@@ -15,12 +15,10 @@ use super::state::State;
 use crate::test_server::http::Patience;
 use crate::test_server::listener::{Accepted, Door};
 use crate::test_server::lookupd::{Identity, Registration};
-use crate::test_server::tls::ServerTls;
 use crate::transport::Connector;
 
 pub(super) struct Shared {
     pub(super) options: Options,
-    pub(super) tls: Option<ServerTls>,
     pub(super) door: Door,
     /// How auth servers and nsqlookupds are reached.
     pub(super) connector: Arc<dyn Connector>,
@@ -39,7 +37,6 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         options: Options,
-        tls: Option<ServerTls>,
         door: Door,
         connector: Arc<dyn Connector>,
         identity: Identity,
@@ -48,7 +45,6 @@ impl Shared {
         let state = State::new(options.clone(), registrations);
         Self {
             options,
-            tls,
             door,
             connector,
             identity,

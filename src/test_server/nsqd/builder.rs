@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Nsqd;
+use super::doors::Doors;
 use super::options::Options;
-use crate::test_server::listener::Door;
 use crate::test_server::lookupd::{Lookupd, Registry};
 use crate::test_server::tls::{ClientAuth, ServerTls, TlsRequired};
 use crate::transport::{Connector, MemoryNetwork, TcpConnector};
@@ -23,7 +23,6 @@ pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 pub struct NsqdBuilder {
     pub(super) options: Options,
     pub(super) places: Places,
-    tls: Option<ServerTls>,
     pub(super) tls_files: TlsFiles,
     connector: Option<Arc<dyn Connector>>,
     lookupds: Vec<Registry>,
@@ -152,10 +151,10 @@ impl NsqdBuilder {
         self
     }
 
-    /// Grants TLS to clients that ask for it, with this certificate. A policy for clients' certificates other than
-    /// [`ClientAuth::None`] makes TLS required. Default: TLS is not granted.
+    /// Grants TLS to clients that ask for it, and serves HTTPS, with this certificate. A policy for clients' certificates other than
+    /// [`ClientAuth::None`] makes TLS required. Default: neither.
     pub fn tls(mut self, tls: ServerTls) -> Self {
-        self.tls = Some(tls);
+        self.options.tls = Some(tls);
         self
     }
 
@@ -227,10 +226,11 @@ impl NsqdBuilder {
         self
     }
 
-    /// Starts on a free loopback port, or where [`flag`](Self::flag)`("tcp-address", ...)` says.
+    /// Starts on free loopback ports, or where the [flags](Self::flag) `tcp-address`, `http-address` and `https-address`
+    /// say. HTTPS is served with [`tls`](Self::tls) only.
     ///
     /// # Errors
-    /// If the port cannot be opened.
+    /// If a port cannot be opened.
     ///
     /// # Cancel safety
     /// Dropping the future before it is polled starts nothing; its first poll completes it.
@@ -238,18 +238,20 @@ impl NsqdBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start(mut self) -> io::Result<Nsqd> {
-        let door = Door::tcp(self.places.tcp.as_deref())?;
+        self.settle_tls()?;
+        let doors = Doors::tcp(&self.places, self.options.tls.is_some())?;
         let connector = self.connector.take();
-        self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
+        self.open(doors, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
     }
 
     /// Starts within a memory network, where clients reach it by
     /// [`MemoryNetwork::connector`](crate::transport::MemoryNetwork::connector). `address` is `host:port`, any host
-    /// and any port.
+    /// and any port but the highest two. HTTP is served at the port above and HTTPS, with [`tls`](Self::tls), at the one
+    /// above that, unless the [flags](Self::flag) `http-address` and `https-address` say otherwise.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] if something listens there already, [`io::ErrorKind::InvalidInput`] if `address`
-    /// is not `host:port`.
+    /// [`io::ErrorKind::AddrInUse`] if something listens at one of these addresses already,
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`, or leaves no port for HTTP.
     ///
     /// # Cancel safety
     /// Dropping the future before it is polled starts nothing; its first poll completes it.
@@ -257,42 +259,49 @@ impl NsqdBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start_in(mut self, network: &MemoryNetwork, address: &str) -> io::Result<Nsqd> {
-        let door = Door::memory(network, address)?;
+        self.settle_tls()?;
+        let doors = Doors::memory(network, address, &self.places, self.options.tls.is_some())?;
         let connector = self.connector.take();
-        self.open(door, connector.unwrap_or_else(|| Arc::new(network.connector())))
+        self.open(doors, connector.unwrap_or_else(|| Arc::new(network.connector())))
     }
 
-    /// Starts without listening: every connection is handed over by [`Nsqd::serve`]. For a transport of your own, such as
-    /// the simulated hosts of turmoil. `address` is what [`Nsqd::address`] says and nsqlookupd is told; `host:port`.
+    /// Starts without listening: every connection is handed over by [`Nsqd::serve`] or [`Nsqd::serve_http`]. For a
+    /// transport of your own, such as the simulated hosts of turmoil. `address` is what [`Nsqd::address`] says and
+    /// nsqlookupd is told; `host:port`. That of HTTP is at the port above.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`.
+    /// [`io::ErrorKind::InvalidInput`] if `address` is not `host:port`, or leaves no port for HTTP.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start_detached(mut self, address: &str) -> io::Result<Nsqd> {
-        let door = Door::detached(address)?;
+        self.settle_tls()?;
+        let doors = Doors::detached(address, &self.places, self.options.tls.is_some())?;
         let connector = self.connector.take();
-        self.open(door, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
+        self.open(doors, connector.unwrap_or_else(|| Arc::new(TcpConnector::new())))
     }
 
-    fn open(mut self, door: Door, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
-        let tls = match self.tls.take() {
-            Some(tls) => Some(tls),
-            None => self.tls_files.read()?,
-        };
-        let asks_for_certificates = tls
-            .as_ref()
-            .is_some_and(|tls| tls.client_auth_policy() != ClientAuth::None);
-        let required = asks_for_certificates || self.tls_files.policy_given;
-        if required && self.options.tls_required == TlsRequired::No {
-            self.options.tls_required = TlsRequired::Yes;
+    /// Reads the files of the certificate, and settles who has to use it.
+    fn settle_tls(&mut self) -> io::Result<()> {
+        let options = &mut self.options;
+        if options.tls.is_none() {
+            options.tls = self.tls_files.read()?;
         }
-        if tls.is_none() && self.options.tls_required != TlsRequired::No {
+        let tls = options.tls.as_ref();
+        let asks_for_certificates = tls.is_some_and(|tls| tls.client_auth_policy() != ClientAuth::None);
+        let required = asks_for_certificates || self.tls_files.policy_given;
+        if required && options.tls_required == TlsRequired::No {
+            options.tls_required = TlsRequired::Yes;
+        }
+        if options.tls.is_none() && options.tls_required != TlsRequired::No {
             let text = "to require TLS, a certificate is needed: NsqdBuilder::tls, or the flags tls-cert and tls-key";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        Nsqd::open(self.options, tls, door, connector, self.lookupds)
+        Ok(())
+    }
+
+    fn open(self, doors: Doors, connector: Arc<dyn Connector>) -> io::Result<Nsqd> {
+        Nsqd::open(self.options, &self.places, doors, connector, self.lookupds)
     }
 }
 

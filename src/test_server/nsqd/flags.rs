@@ -52,7 +52,12 @@ impl NsqdBuilder {
     /// [`FlagError`] if nsqd has no such flag, or the value does not fit it.
     pub fn flag(mut self, name: &str, value: &str) -> Result<Self, FlagError> {
         if let Some(inert) = INERT.iter().find(|inert| **inert == name) {
-            self.options.inert.insert(inert, value.to_owned());
+            let given = self.options.inert.entry(inert).or_default();
+            if name == "e2e-processing-latency-percentile" && !given.is_empty() {
+                *given = format!("{given},{value}");
+            } else {
+                value.clone_into(given);
+            }
             return Ok(self);
         }
         let flag = Flag { name, value };

@@ -162,6 +162,7 @@ impl LookupPeers {
     }
 
     /// The addresses of their HTTP sides, as far as they have told.
+    #[cfg(test)]
     pub(super) fn http_addresses(&self) -> Vec<String> {
         self.lock()
             .iter()

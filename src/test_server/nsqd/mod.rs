@@ -1,11 +1,14 @@
 //! The handle of a broker: [`Nsqd`].
 
+mod admin;
 mod broker;
 mod builder;
 mod channel;
 mod client;
+mod doors;
 mod faults;
 mod flags;
+mod http;
 mod lookup_peer;
 mod message;
 mod options;
@@ -28,11 +31,12 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::broker::Shared;
-use self::builder::LONGEST;
+use self::builder::{LONGEST, Places};
+use self::doors::Doors;
+use self::http::Sides;
 use self::options::Options;
-use super::listener::{Door, split_address};
+use super::listener::split_address;
 use super::lookupd::{Identity, Registration, Registry};
-use super::tls::ServerTls;
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::protocol::Command;
@@ -66,6 +70,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// ```
 pub struct Nsqd {
     shared: Arc<Shared>,
+    sides: Sides,
     tasks: [AbortHandle; 3],
 }
 
@@ -91,20 +96,28 @@ impl Nsqd {
 
     fn open(
         options: Options,
-        tls: Option<ServerTls>,
-        door: Door,
+        places: &Places,
+        doors: Doors,
         connector: Arc<dyn Connector>,
         lookupds: Vec<Registry>,
     ) -> io::Result<Self> {
-        let (host, port) = split_address(door.address())?;
+        let (host, port) = split_address(doors.tcp.address())?;
         let host = options.broadcast_address.clone().unwrap_or(host);
         let port = options.broadcast_tcp_port.unwrap_or(port);
-        let identity = Identity::new(host, port, port.saturating_add(1));
+        let (_, http_port) = split_address(doors.http.address())?;
+        let http_port = options.broadcast_http_port.unwrap_or(http_port);
+        let identity = Identity::new(host, port, http_port);
         let registrations = lookupds
             .into_iter()
             .map(|registry| Registration::new(registry, identity.clone()))
             .collect();
-        let shared = Arc::new(Shared::new(options, tls, door, connector, identity, registrations));
+        let shared = Arc::new(Shared::new(options, doors.tcp, connector, identity, registrations));
+        // Without a certificate nobody listens there, but nsqd tells its option all the same.
+        let https = doors.https.ok_or_else(|| {
+            let given = places.https.clone();
+            given.unwrap_or_else(|| "0.0.0.0:4152".to_owned())
+        });
+        let sides = Sides::start(&shared, doors.http, https)?;
         shared.connect_lookupds(true);
         let tasks = [
             tokio::spawn(Arc::clone(&shared).run_door()),
@@ -113,6 +126,7 @@ impl Nsqd {
         ];
         Ok(Self {
             shared,
+            sides,
             tasks: tasks.map(|task| task.abort_handle()),
         })
     }
@@ -147,11 +161,50 @@ impl Nsqd {
         }
     }
 
+    /// Serves HTTP over a stream that was accepted elsewhere: [`serve`](Self::serve) for the HTTP side. A
+    /// [stopped](Self::stop) broker closes it.
+    ///
+    /// ```
+    /// use async_nsq::test_server::Nsqd;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let nsqd = Nsqd::builder().start_detached("nsqd:4150")?;
+    /// let (mut client, server) = tokio::io::duplex(1024);
+    /// nsqd.serve_http(server, "client:1");
+    /// client.write_all(b"GET /ping HTTP/1.1\r\nHost: nsqd\r\nConnection: close\r\n\r\n").await?;
+    /// let mut answer = String::new();
+    /// client.read_to_string(&mut answer).await?;
+    /// assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nOK"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn serve_http(&self, io: impl Io + 'static, remote: impl Into<String>) {
+        self.sides.serve(Box::new(io), remote.into());
+    }
+
     /// Where clients connect: `127.0.0.1:port`, or the address within the memory network. It stays the same for the
     /// life of this handle.
     #[must_use]
     pub fn address(&self) -> &str {
         self.shared.door.address()
+    }
+
+    /// Where its HTTP side is reached: `127.0.0.1:port`, or the address within the memory network. It stays the same for
+    /// the life of this handle.
+    #[must_use]
+    pub fn http_address(&self) -> &str {
+        self.sides.address()
+    }
+
+    /// Where its HTTPS side is reached, if it was given [`tls`](NsqdBuilder::tls).
+    #[must_use]
+    pub fn https_address(&self) -> Option<&str> {
+        self.sides.https_address()
     }
 
     /// The state of everything at this moment.
@@ -385,14 +438,17 @@ impl Nsqd {
         }
         self.shared.change(|state| {
             state.closed = false;
+            state.started = Instant::now();
             state.register_all();
         });
         self.shared.connect_lookupds(true);
-        self.shared.door.open()
+        self.shared.door.open()?;
+        self.sides.open()
     }
 
     async fn close(&self) {
         self.shared.door.close();
+        self.sides.close();
         self.end_connections();
         loop {
             let changed = self.shared.changed.notified();
@@ -430,6 +486,7 @@ impl fmt::Debug for Nsqd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nsqd")
             .field("address", &self.address())
+            .field("http_address", &self.http_address())
             .field("connections", &self.connections())
             .finish_non_exhaustive()
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::protocol::CommandLimits;
-use crate::test_server::tls::TlsRequired;
+use crate::test_server::tls::{ServerTls, TlsRequired};
 
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -23,6 +23,7 @@ pub(super) struct Options {
     pub(super) snappy: bool,
     pub(super) deflate: bool,
     pub(super) max_deflate_level: u8,
+    pub(super) tls: Option<ServerTls>,
     pub(super) tls_required: TlsRequired,
     pub(super) mem_queue_size: usize,
     pub(super) coarse_timers: bool,
@@ -56,6 +57,7 @@ impl Default for Options {
             snappy: true,
             deflate: true,
             max_deflate_level: 6,
+            tls: None,
             tls_required: TlsRequired::No,
             mem_queue_size: 10_000,
             coarse_timers: false,

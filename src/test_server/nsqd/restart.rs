@@ -37,6 +37,7 @@ impl State {
 
     pub(super) fn register_all(&self) {
         for registration in &self.registrations {
+            registration.announce();
             for (name, topic) in &self.topics {
                 registration.register(name, None);
                 for channel in topic.channels.keys() {

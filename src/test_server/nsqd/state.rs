@@ -30,6 +30,8 @@ pub(super) struct State {
     pub(super) accepted: u64,
     /// Once true, no connection is taken on.
     pub(super) closed: bool,
+    /// Why the latest publish could not be stored, if it could not.
+    pub(super) unhealthy: Option<&'static str>,
     pub(super) script: Script,
     pub(super) record: Record,
     pub(super) registrations: Vec<Registration>,
@@ -56,6 +58,7 @@ impl State {
             clients: Clients::new(),
             accepted: 0,
             closed: false,
+            unhealthy: None,
             script: Script::default(),
             record,
             registrations,

@@ -210,8 +210,11 @@ impl State {
         let held = fullest.max().unwrap_or(0).max(topic.bytes());
         let published: usize = bodies.iter().map(Bytes::len).sum();
         if held.saturating_add(published) > max_bytes {
-            return Err("the test broker's max_queue_bytes is reached");
+            let cause = "the test broker's max_queue_bytes is reached";
+            self.unhealthy = Some(cause);
+            return Err(cause);
         }
+        self.unhealthy = None;
         topic.message_count += bodies.len() as u64;
         topic.message_bytes += published as u64;
         let ephemeral = topic_name.ends_with("#ephemeral");

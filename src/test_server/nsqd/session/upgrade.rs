@@ -49,7 +49,7 @@ impl Session {
             self.put_response(state, OK);
             return Ok(());
         }
-        let grant = Settings::grant(&request, &self.shared.options, self.shared.tls.is_some())?;
+        let grant = Settings::grant(&request, &self.shared.options, self.shared.options.tls.is_some())?;
         let answer = self.settings.answer(&grant, &self.shared.options);
         self.put_answer(state, Frame::Response(answer.into()));
         if grant.tls || grant.snappy || grant.deflate {
@@ -70,7 +70,7 @@ impl Session {
     pub(super) async fn carry_out(&mut self, upgrade: Upgrade) -> Flow {
         let shared = Arc::clone(&self.shared);
         let Upgrade { grant } = upgrade;
-        if let Some(tls) = shared.tls.as_ref().filter(|_| grant.tls) {
+        if let Some(tls) = shared.options.tls.as_ref().filter(|_| grant.tls) {
             if let Flow::Close = self.encrypt(tls).await {
                 return Flow::Close;
             }

@@ -18,6 +18,9 @@ use crate::transport::BoxIo;
 const LEAST_READ: usize = 2 * 1024;
 const MOST_READ: usize = 128 * 1024;
 
+/// The size of nsqd's buffer for a client that wants none.
+const UNBUFFERED: usize = 1;
+
 pub(super) struct Wire {
     io: BoxIo,
     pub(super) input: BytesMut,
@@ -29,6 +32,9 @@ pub(super) struct Wire {
     delayed: VecDeque<(Instant, BytesMut)>,
     /// nsqd's output buffer for this connection.
     buffer_size: usize,
+    /// Without a buffer, nsqd writes the size, the type and the data of a frame one after the other: the lengths of what is
+    /// to be written, in order.
+    pieces: VecDeque<usize>,
     unflushed: bool,
     pub(super) eof: bool,
 }
@@ -43,6 +49,7 @@ impl Wire {
             released: 0,
             delayed: VecDeque::new(),
             buffer_size,
+            pieces: VecDeque::new(),
             unflushed: false,
             eof: false,
         }
@@ -65,11 +72,19 @@ impl Wire {
 
     /// Appends a frame, which waits for a [`release`](Self::release).
     pub(super) fn put(&mut self, frame: &Frame) {
+        let before = self.end().len();
         encode_frame(frame, self.end());
+        if self.buffer_size == UNBUFFERED {
+            let len = self.end().len() - before;
+            self.pieces.extend([4, 4, len - 8]);
+        }
     }
 
     pub(super) fn put_bytes(&mut self, bytes: &[u8]) {
         self.end().extend_from_slice(bytes);
+        if self.buffer_size == UNBUFFERED {
+            self.pieces.push_back(bytes.len());
+        }
     }
 
     pub(super) fn reserve(&mut self, bytes: usize) {
@@ -176,7 +191,11 @@ impl Wire {
         }
         while self.released > 0 {
             let budget = usize::try_from(link.write_budget()).unwrap_or(usize::MAX);
-            let piece = self.released.min(budget);
+            let piece = self
+                .pieces
+                .front()
+                .map_or(self.released, |piece| self.released.min(*piece));
+            let piece = piece.min(budget);
             if piece == 0 {
                 break;
             }
@@ -185,6 +204,7 @@ impl Wire {
                 Poll::Ready(count) => {
                     self.out.advance(count);
                     self.released -= count;
+                    self.take_off_pieces(count);
                     link.spend(count);
                 }
                 Poll::Pending => return Poll::Pending,
@@ -197,6 +217,15 @@ impl Wire {
         }
         self.unflushed = flushed.is_pending();
         flushed.map(Ok)
+    }
+
+    fn take_off_pieces(&mut self, count: usize) {
+        if let Some(piece) = self.pieces.front_mut() {
+            *piece -= count;
+            if *piece == 0 {
+                self.pieces.pop_front();
+            }
+        }
     }
 
     /// Writes everything and ends the stream.
