@@ -233,7 +233,8 @@ fn quote(text: &[u8]) -> String {
                 '\x0b' => write!(out, "\\v"),
                 '\x0c' => write!(out, "\\f"),
                 '\x00'..='\x1f' | '\x7f' => write!(out, "\\x{:02x}", u32::from(c)),
-                _ if c.is_control() || (c.is_whitespace() && c != ' ') => write!(out, "\\u{:04x}", u32::from(c)),
+                _ if !is_printable(c) && u32::from(c) > 0xffff => write!(out, "\\U{:08x}", u32::from(c)),
+                _ if !is_printable(c) => write!(out, "\\u{:04x}", u32::from(c)),
                 _ => write!(out, "{c}"),
             };
         }
@@ -243,6 +244,13 @@ fn quote(text: &[u8]) -> String {
     }
     out.push('"');
     out
+}
+
+/// Whether Go prints a character as it is: letters, marks, numbers, punctuation, symbols and the space. The same that
+/// Rust's own escaping leaves alone where it does not stand first.
+fn is_printable(c: char) -> bool {
+    let escaped: usize = ['a', c].iter().collect::<String>().escape_debug().count();
+    escaped == 2 || c == '\''
 }
 
 /// What a line amounts to.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::pattern::translate;
+use crate::protocol::Secret;
 use crate::test_server::http::{Patience, encode, get};
 use crate::test_server::json::{self, Members, Mismatch};
 use crate::transport::Connector;
@@ -173,34 +174,24 @@ fn compile(pattern: &str, room: &mut usize) -> Result<Regex, Unusable> {
 }
 
 /// What nsqd tells an auth server of a client.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(in crate::test_server) struct Question {
     /// The common name of its certificate, or nothing.
     pub(in crate::test_server) common_name: String,
     /// Its address without the port.
     pub(in crate::test_server) remote_ip: String,
     /// What it sent with AUTH.
-    pub(in crate::test_server) secret: String,
+    pub(in crate::test_server) secret: Secret,
     pub(in crate::test_server) tls: bool,
-}
-
-impl fmt::Debug for Question {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Question")
-            .field("common_name", &self.common_name)
-            .field("remote_ip", &self.remote_ip)
-            .field("tls", &self.tls)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Question {
     fn query(&self) -> String {
         encode(&[
-            ("common_name", &self.common_name),
-            ("remote_ip", &self.remote_ip),
-            ("secret", &self.secret),
-            ("tls", if self.tls { "true" } else { "false" }),
+            ("common_name", self.common_name.as_bytes()),
+            ("remote_ip", self.remote_ip.as_bytes()),
+            ("secret", self.secret.reveal()),
+            ("tls", if self.tls { b"true" } else { b"false" }),
         ])
     }
 }
@@ -280,7 +271,7 @@ mod tests {
         Question {
             common_name: String::new(),
             remote_ip: "10.0.0.1".to_owned(),
-            secret: secret.to_owned(),
+            secret: Secret::new(secret.to_owned()),
             tls: true,
         }
     }

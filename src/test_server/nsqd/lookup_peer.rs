@@ -146,7 +146,7 @@ impl LookupPeers {
             .iter()
             .filter_map(|running| running.peer.http_address())
             .collect();
-        let target: Arc<str> = format!("/channels?{}", encode(&[("topic", topic)])).into();
+        let target: Arc<str> = format!("/channels?{}", encode(&[("topic", topic.as_bytes())])).into();
         let common = self.common.clone();
         async move {
             let mut asking = JoinSet::new();

@@ -225,8 +225,10 @@ impl State {
         for body in bodies {
             let message = fresh(topic.ids.next(timestamp, node), timestamp, body.clone());
             let Some((last, others)) = keys.split_last() else {
-                if !ephemeral || topic.depth() < mem_queue_size {
-                    topic.keep(message, delay);
+                let in_memory = topic.depth() < mem_queue_size;
+                if in_memory || !ephemeral {
+                    // On nsqd's disk a delay is lost.
+                    topic.keep(message, delay.filter(|_| in_memory));
                 }
                 continue;
             };

@@ -98,7 +98,8 @@ impl Session {
     /// Asks the auth servers. The command at hand waits for the answer.
     fn ask(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let (id, secret) = (self.id, self.rights.secret.clone());
+        let id = self.id;
+        let secret = self.rights.secret.clone().unwrap_or_else(|| Secret::new(""));
         self.job = Some(Box::pin(async move {
             let (remote, encryption) = shared.read(|state| {
                 let client = state.clients.get(&id);
@@ -106,12 +107,11 @@ impl Session {
                     .map(|client| (client.remote.clone(), client.agreed.encryption.clone()))
                     .unwrap_or_default()
             });
-            let secret = secret.map(|secret| String::from_utf8_lossy(secret.reveal()).into_owned());
             let question = Question {
                 tls: encryption.is_some(),
                 common_name: encryption.and_then(|tls| tls.common_name).unwrap_or_default(),
                 remote_ip: remote.rsplit_once(':').map_or("", |(ip, _)| ip).to_owned(),
-                secret: secret.unwrap_or_default(),
+                secret,
             };
             let options = &shared.options;
             let patience = Patience {
