@@ -56,7 +56,8 @@
 //! On the test broker's paused clock, bounds are exact. Against a real broker `after` is counted from a moment that cannot be
 //! too late (see [`runner`]), and `before` has 8 s more, as real nsqd may take 5.3 s to time out a message of a new channel
 //! and the machine may be busy: there it only finds what hangs. A GET whose answer does not fit is asked again for 5 s. A line
-//! that fails is run once more, alone: its pauses presume that the broker is not kept from running.
+//! that fails is run once more, alone, as its pauses presume that the broker is not kept from running; one that passes then is
+//! named on standard error, for it may be the line that is wrong.
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
