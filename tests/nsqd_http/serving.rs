@@ -25,6 +25,7 @@ async fn what_is_not_there_and_what_is_not_allowed_is_said_as_by_nsqd() {
             ("POST /stats", b"x", 405, r#"{"message":"METHOD_NOT_ALLOWED"}"#),
             ("GET /stats?topic=%", b"", 400, r#"{"message":"INVALID_REQUEST"}"#),
             ("POST /ping/", b"", 404, r#"{"message":"NOT_FOUND"}"#),
+            ("GET /%zz", b"", 400, "400 Bad Request"),
         ])
         .await;
     let refused = house.get("/pub").await;
@@ -117,6 +118,7 @@ async fn a_body_in_chunks_is_limited_while_it_comes() {
         let mut io = house.network.connector().connect(HTTP).await.unwrap();
         let answer = exchange(&mut io, request.as_bytes()).await;
         assert_eq!((answer.status, &*answer.text()), (status, body), "{target} {length}");
+        assert_eq!(answer.reason == "Request Entity Too Large", status == 413);
     }
 }
 

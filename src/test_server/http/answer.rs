@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -86,7 +87,12 @@ impl Answer {
         self.header(CONNECTION, HeaderValue::from_static("close"))
     }
 
-    pub(super) fn into_response(self) -> Response<AnswerBody> {
+    pub(super) fn into_response(mut self) -> Response<AnswerBody> {
+        if self.0.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            // Go calls it by its former name.
+            let reason = ReasonPhrase::from_static(b"Request Entity Too Large");
+            self.0.extensions_mut().insert(reason);
+        }
         self.0
     }
 }

@@ -70,8 +70,10 @@ impl<S> Router<S> {
 
     /// Answers a request.
     pub(in crate::test_server) async fn answer(&self, state: &Arc<S>, mut request: Request) -> Answer {
-        // One with a malformed escape is no path of ours.
-        let path = decode(request.path(), false).unwrap_or_default();
+        let Some(path) = decode(request.path(), false) else {
+            // Go's server refuses a malformed escape before it looks for a handler.
+            return Answer::bare(StatusCode::BAD_REQUEST, "400 Bad Request").closing();
+        };
         match self.find(request.method(), &path) {
             Way::Handler(handler, parameter) => {
                 request.parameter = parameter;

@@ -32,6 +32,15 @@ const INERT: [&str; 19] = [
     "worker-id",
 ];
 
+/// Flags that have an effect, and whose values are told by `/config` as they were given.
+const TOLD: [&str; 5] = [
+    "tls-cert",
+    "tls-client-auth-policy",
+    "tls-key",
+    "tls-min-version",
+    "tls-root-ca-file",
+];
+
 impl NsqdBuilder {
     /// Sets an option by the name of nsqd's flag, without dashes in front, to a value as nsqd takes it on its command
     /// line: `flag("msg-timeout", "90s")`. Flags that may be given several times add up.
@@ -59,6 +68,9 @@ impl NsqdBuilder {
                 value.clone_into(given);
             }
             return Ok(self);
+        }
+        if let Some(told) = TOLD.iter().find(|told| **told == name) {
+            self.options.inert.insert(told, value.to_owned());
         }
         let flag = Flag { name, value };
         match name {

@@ -34,7 +34,8 @@ pub(super) struct Options {
     pub(super) lookupd_tcp_addresses: Vec<String>,
     pub(super) http_client_connect_timeout: Duration,
     pub(super) http_client_request_timeout: Duration,
-    /// Flags of nsqd that are accepted and mean nothing here, as they were given: the disk and statsd.
+    /// Flags of nsqd as they were given: those that are accepted and mean nothing here, and those of files that are read
+    /// once.
     pub(super) inert: BTreeMap<&'static str, String>,
     pub(super) max_queue_bytes: usize,
     pub(super) record: usize,

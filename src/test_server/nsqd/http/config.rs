@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
-use super::{Answered, Front, MAX_UNREAD};
+use super::{Answered, Front, MAX_UNREAD, cut_off};
 use crate::test_server::flags::{parse_bool, parse_duration};
-use crate::test_server::http::{Answer, BodyError, Refusal, Request};
+use crate::test_server::http::{Answer, Refusal, Request};
 use crate::test_server::json;
 use crate::test_server::listener::split_address;
 use crate::test_server::nsqd::options::Options;
@@ -60,11 +60,10 @@ pub(super) async fn get(front: Arc<Front>, mut request: Request) -> Answered {
 pub(super) async fn put(front: Arc<Front>, request: Request) -> Answered {
     let option = request.parameter().to_owned();
     let unusable = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "INVALID_VALUE");
-    let body = request.body(front.shared.options.limits.max_msg_size).await;
-    let body = body.map_err(|error| match error {
-        BodyError::TooBig => unusable(),
-        BodyError::Broken => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
-    })?;
+    let body = match request.body(front.shared.options.limits.max_msg_size).await {
+        Ok(body) => body,
+        Err(error) => return cut_off(error, unusable),
+    };
     if body.is_empty() {
         return Err(unusable());
     }
@@ -202,20 +201,30 @@ fn limit(options: &Options, option: &str) -> Option<Value> {
 }
 
 fn encryption(options: &Options, option: &str) -> Option<Value> {
+    let given = |flag| options.inert.get(flag).map(String::as_str);
     match option {
-        // What matters of the files was read at the start.
-        "tls_cert" | "tls_key" | "tls_root_ca_file" => Value::text(""),
-        "tls_client_auth_policy" => Value::text(match options.tls.as_ref().map(ServerTls::client_auth_policy) {
-            None | Some(ClientAuth::None) => "",
-            Some(ClientAuth::Require) => "require",
-            Some(ClientAuth::RequireVerify) => "require-verify",
-        }),
+        "tls_cert" => Value::text(given("tls-cert").unwrap_or_default()),
+        "tls_key" => Value::text(given("tls-key").unwrap_or_default()),
+        "tls_root_ca_file" => Value::text(given("tls-root-ca-file").unwrap_or_default()),
+        "tls_client_auth_policy" => {
+            let policy = options.tls.as_ref().map(ServerTls::client_auth_policy);
+            Value::text(given("tls-client-auth-policy").unwrap_or(match policy {
+                None | Some(ClientAuth::None) => "",
+                Some(ClientAuth::Require) => "require",
+                Some(ClientAuth::RequireVerify) => "require-verify",
+            }))
+        }
         "tls_required" => Value::json(match options.tls_required {
             TlsRequired::No => 0,
             TlsRequired::TcpHttps => 1,
             TlsRequired::Yes => 2,
         }),
-        "tls_min_version" => Value::json(0x0301),
+        "tls_min_version" => Value::json(match given("tls-min-version") {
+            Some("tls1.1") => 0x0302,
+            Some("tls1.2") => 0x0303,
+            Some("tls1.3") => 0x0304,
+            _ => 0x0301,
+        }),
         _ => None,
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::broker::Shared;
 use super::state::State;
 use crate::name::{Channel, Topic};
-use crate::test_server::http::{Answer, Query, Refusal, Request, Router, Service};
+use crate::test_server::http::{Answer, BodyError, Query, Refusal, Request, Router, Service};
 use crate::test_server::listener::split_address;
 
 pub(super) use sides::Sides;
@@ -124,6 +124,15 @@ async fn without_body(request: &mut Request, answer: Answer) -> Answer {
         true => answer,
         false => answer.closing(),
     }
+}
+
+/// The answer to a body that was not read to its end, after which the connection cannot go on.
+fn cut_off(error: BodyError, too_big: impl FnOnce() -> Refusal) -> Answered {
+    let refusal = match error {
+        BodyError::TooBig => too_big(),
+        BodyError::Broken => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
+    };
+    Ok(Answer::from(refusal).closing())
 }
 
 /// The arguments of a request whose body does not matter.

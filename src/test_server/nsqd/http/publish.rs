@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use hyper::StatusCode;
 
-use super::{Answered, Front, truth, valid_topic, without_body};
-use crate::test_server::http::{Answer, BodyError, Query, Refusal, Request};
+use super::{Answered, Front, cut_off, truth, valid_topic, without_body};
+use crate::test_server::http::{Answer, Query, Refusal, Request};
 
 /// `/pub`: the body is the message.
 pub(super) async fn publish(front: Arc<Front>, mut request: Request) -> Answered {
@@ -17,10 +17,10 @@ pub(super) async fn publish(front: Arc<Front>, mut request: Request) -> Answered
         return Ok(without_body(&mut request, too_big().into()).await);
     }
     let query = request.query();
-    let body = request
-        .body(limits.max_msg_size)
-        .await
-        .map_err(|error| body_refusal(error, too_big))?;
+    let body = match request.body(limits.max_msg_size).await {
+        Ok(body) => body,
+        Err(error) => return cut_off(error, too_big),
+    };
     if body.is_empty() {
         return Err(Refusal::bad_request("MSG_EMPTY"));
     }
@@ -49,10 +49,10 @@ pub(super) async fn publish_many(front: Arc<Front>, mut request: Request) -> Ans
         state.ensure_topic(topic, now);
         Ok(())
     })?;
-    let body = request
-        .body(limits.max_body_size)
-        .await
-        .map_err(|error| body_refusal(error, too_big))?;
+    let body = match request.body(limits.max_body_size).await {
+        Ok(body) => body,
+        Err(error) => return cut_off(error, too_big),
+    };
     // What is neither true nor false turns it on.
     let binary = query.get("binary").is_some() && truth(&query, "binary").unwrap_or(true);
     let bodies = match binary {
@@ -69,13 +69,6 @@ fn announces_more(request: &Request, limit: usize) -> bool {
 
 fn too_large(code: &str) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, code)
-}
-
-fn body_refusal(error: BodyError, too_big: impl FnOnce() -> Refusal) -> Refusal {
-    match error {
-        BodyError::TooBig => too_big(),
-        BodyError::Broken => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
-    }
 }
 
 /// nsqd has one answer for all that keeps it from taking a message.
