@@ -292,6 +292,136 @@ async fn help_is_no_error() {
     }
 }
 
+/// The test broker as a program, with the addresses that it tells.
+struct TestBroker {
+    child: Child,
+    addresses: Vec<(String, String)>,
+}
+
+impl TestBroker {
+    /// Listens on free ports.
+    async fn start(daemon: &str, flags: &[&str], sides: usize) -> Self {
+        let free = ["--tcp-address=127.0.0.1:0", "-http-address", "127.0.0.1:0"];
+        let mut child = spawn("test_broker", &[&[daemon], &free[..], flags].concat());
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut addresses = Vec::new();
+        while addresses.len() < sides {
+            let line = timeout(DEADLINE, stdout.next_line()).await.unwrap().unwrap();
+            let line = line.expect("a line for each side");
+            let (side, address) = line.split_once(' ').unwrap();
+            addresses.push((side.to_owned(), address.to_owned()));
+        }
+        Self { child, addresses }
+    }
+
+    fn address(&self, side: &str) -> &str {
+        let mut addresses = self.addresses.iter();
+        let (_, address) = addresses.find(|(told, _)| told == side).unwrap();
+        address
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn test_broker_takes_flags_in_each_form_logs_a_line_per_client_and_ends_at_sigterm() {
+    let flags = [
+        "--max-msg-size",
+        "200",
+        "-max-rdy-count=7",
+        "--snappy=false",
+        "-deflate",
+        "false",
+        "--data-path=/nowhere",
+        "--mem-queue-size",
+        "10",
+        "-msg-timeout=1m30s",
+    ];
+    let broker = TestBroker::start("nsqd", &flags, 2).await;
+    let nsqd = ["--nsqd", broker.address("TCP"), "--topic", "orders", "--count", "1"];
+    let ended = run("publisher", &[&nsqd[..], &["--size", "200"]].concat()).await;
+    ended.assert_success("published 1");
+    let ended = run("publisher", &[&nsqd[..], &["--size", "201"]].concat()).await;
+    assert!(ended.stderr.contains("E_BAD_MESSAGE"), "{ended:#?}");
+    let ended = run("consumer", &[&nsqd[..], &["--channel", CHANNEL]].concat()).await;
+    ended.assert_success("handled 1");
+
+    terminate(&broker.child).await;
+    let ended = end_of(broker.child).await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let clients = ended.stderr.lines().filter(|line| line.contains("client ")).count();
+    let user_agents = ended.stderr.lines().filter(|line| line.contains("async-nsq/")).count();
+    assert!(clients >= 3 && clients == user_agents, "{ended:#?}");
+}
+
+#[tokio::test]
+async fn test_broker_is_both_daemons_and_they_find_each_other() {
+    let lookupd = TestBroker::start("nsqlookupd", &["--tombstone-lifetime=1s"], 2).await;
+    let flag = format!("--lookupd-tcp-address={}", lookupd.address("TCP"));
+    let flags = [flag.as_str(), "-broadcast-address", "127.0.0.1"];
+    let nsqd = TestBroker::start("nsqd", &flags, 2).await;
+    let topic = ["--topic", "orders", "--count", "100"];
+    let publisher = ["--nsqd", nsqd.address("TCP"), "--size", "10"];
+    let ended = run("publisher", &[&topic[..], &publisher].concat()).await;
+    ended.assert_success("published 100");
+    let consumer = ["--lookupd", lookupd.address("HTTP"), "--channel", CHANNEL];
+    let ended = run("consumer", &[&topic[..], &consumer].concat()).await;
+    ended.assert_success("handled 100");
+}
+
+#[tokio::test]
+async fn test_broker_serves_https_with_a_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap();
+    let file = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let cert = file("cert.pem", certificate.pem());
+    let key = file("key.pem", key.serialize_pem());
+    let tls = ["--tls-cert", &cert, "--tls-key", &key, "--tls-root-ca-file", &cert];
+    let rest = [
+        "--https-address=127.0.0.1:0",
+        "--tls-required",
+        "--tls-client-auth-policy=require",
+    ];
+    let broker = TestBroker::start("nsqd", &[&tls[..], &rest].concat(), 3).await;
+    let publisher = [
+        "--nsqd",
+        broker.address("TCP"),
+        "--topic",
+        "a",
+        "--count",
+        "1",
+        "--size",
+        "1",
+    ];
+    let ended = run("publisher", &publisher).await;
+    assert!(ended.stderr.contains("TLS required"), "{ended:#?}");
+    assert_ne!(broker.address("HTTPS"), broker.address("HTTP"));
+}
+
+#[tokio::test]
+async fn test_brokers_mistakes_are_one_line_and_exit_code_2() {
+    let mistakes: [(&[&str], &str); 8] = [
+        (&[], "usage: test_broker"),
+        (&["nsqadmin"], "usage: test_broker"),
+        (&["nsqd", "--wrong=1"], "unknown flag -wrong"),
+        (&["nsqd", "-max-rdy-count", "many"], "flag -max-rdy-count is \"many\""),
+        (&["nsqd", "--msg-timeout=60"], "allowed is a duration"),
+        (&["nsqd", "--msg-timeout"], "flag -msg-timeout needs a value"),
+        (&["nsqd", "stray"], "\"stray\" is no flag"),
+        (&["nsqlookupd", "--max-msg-size=1"], "max-msg-size"),
+    ];
+    for (arguments, telling) in mistakes {
+        run("test_broker", arguments).await.assert_refusal(2, telling);
+    }
+    let ended = run("test_broker", &["nsqd", "--tls-required", "--tcp-address=127.0.0.1:0"]).await;
+    ended.assert_refusal(1, "a certificate is needed");
+}
+
 #[tokio::test]
 async fn unreachable_nsqd_is_one_line_and_exit_code_1() {
     let nsqd = Nsqd::start().await.unwrap();

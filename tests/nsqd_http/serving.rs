@@ -196,3 +196,19 @@ async fn it_serves_a_port_of_the_loopback_interface() {
     assert_eq!((answer.status, &*answer.text()), (200, "OK"));
     assert_eq!(nsqd.drain("t", "c").unwrap(), ["hello"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_still_sending_hears_why_it_is_refused() {
+    let network = MemoryNetwork::new();
+    let nsqd = Nsqd::builder().max_body_size(1000);
+    let _nsqd = nsqd.start_in(&network, TCP).await.unwrap();
+    let stream = network.connector().connect(HTTP).await.unwrap();
+    let (mut read, mut write) = tokio::io::split(stream);
+    let head = b"POST /mpub?topic=t HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5b8d80\r\n";
+    write.write_all(head).await.unwrap();
+    // Many a client gives up if it cannot send, and does not look for an answer.
+    write.write_all(&vec![b'x'; 6_000_000]).await.unwrap();
+    let mut answer = [0; 12];
+    read.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
