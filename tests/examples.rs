@@ -303,12 +303,14 @@ impl TestBroker {
     async fn start(daemon: &str, flags: &[&str], sides: usize) -> Self {
         let free = ["--tcp-address=127.0.0.1:0", "-http-address", "127.0.0.1:0"];
         let mut child = spawn("test_broker", &[&[daemon], &free[..], flags].concat());
-        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let mut addresses = Vec::new();
         while addresses.len() < sides {
-            let line = timeout(DEADLINE, stdout.next_line()).await.unwrap().unwrap();
-            let line = line.expect("a line for each side");
-            let (side, address) = line.split_once(' ').unwrap();
+            let line = timeout(DEADLINE, stdout.next_line())
+                .await
+                .expect("it tells its addresses");
+            let line = line.expect("its output").expect("a line for each side");
+            let (side, address) = line.split_once(' ').expect("a side and its address");
             addresses.push((side.to_owned(), address.to_owned()));
         }
         Self { child, addresses }
@@ -316,7 +318,7 @@ impl TestBroker {
 
     fn address(&self, side: &str) -> &str {
         let mut addresses = self.addresses.iter();
-        let (_, address) = addresses.find(|(told, _)| told == side).unwrap();
+        let (_, address) = addresses.find(|(told, _)| told == side).expect("it has this side");
         address
     }
 }

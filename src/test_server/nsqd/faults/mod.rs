@@ -69,31 +69,26 @@ impl<'a> Faults<'a> {
     }
 
     /// A connection is accepted.
-    #[must_use]
     pub fn accepts(self) -> AcceptFaults<'a> {
         AcceptFaults::new(self)
     }
 
     /// A command of this name was read in full, and its state and parameters are right.
-    #[must_use]
     pub fn command(self, name: CommandName) -> CommandFaults<'a> {
         CommandFaults::new(self, Commands::Named(name))
     }
 
     /// A PUB, MPUB or DPUB was read in full, and its parameters are right.
-    #[must_use]
     pub fn publishes(self) -> CommandFaults<'a> {
         CommandFaults::new(self, Commands::Publishes)
     }
 
     /// Any command was read in full, and its state and parameters are right.
-    #[must_use]
     pub fn commands(self) -> CommandFaults<'a> {
         CommandFaults::new(self, Commands::All)
     }
 
     /// A frame of this kind is about to be written.
-    #[must_use]
     pub fn frames(self, kind: FrameKind) -> FrameFaults<'a> {
         FrameFaults::new(self, kind)
     }
