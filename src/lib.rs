@@ -57,9 +57,10 @@
 //! # Feature flags
 //! | flag | default | what it adds |
 //! | --- | --- | --- |
-//! | `test-server` | no | module `test_server`: nsqd and nsqlookupd within the process, for tests |
+//! | `test-server` | no | module `test_server`: nsqd, nsqlookupd and an auth server within the process, for tests |
 //!
-//! Without any flag the crate is complete for connections in clear text. TLS, compression and AUTH are not there yet.
+//! Without any flag the crate is complete for connections in clear text. In the client, TLS, compression and AUTH are not
+//! there yet.
 //!
 //! # Logs
 //! The crate logs with [`tracing`]: connections made and a consumer's end at `info`, lost connections and messages
