@@ -1,6 +1,6 @@
 //! Options by HTTP.
 
-use async_nsq::test_server::Nsqd;
+use async_nsq::test_server::{Lookupd, Nsqd};
 
 use crate::House;
 
@@ -164,4 +164,28 @@ async fn two_options_can_be_changed() {
             ("PUT /config/nsqlookupd_tcp_addresses", b"[]", 200, "[]"),
         ])
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_nsqlookupds_are_told_at_once_and_former_ones_are_left() {
+    let house = House::new().await;
+    let mut lookupds = Vec::new();
+    for address in ["one:4161", "two:4161"] {
+        lookupds.push(Lookupd::start_in(&house.network, address).await.unwrap());
+    }
+    house.nsqd.create_topic("t").unwrap();
+    for (now, then) in [(0, 1), (1, 0)] {
+        let body = format!(r#"["{}"]"#, lookupds[now].tcp_address());
+        let answer = house
+            .ask("PUT", "/config/nsqlookupd_tcp_addresses", body.as_bytes())
+            .await;
+        assert_eq!(answer.status, 200);
+        let knows = lookupds[now].wait_for(|state| state.nodes.len() == 1);
+        knows.await.unwrap();
+        let forgets = lookupds[then].wait_for(|state| state.nodes.is_empty());
+        forgets.await.unwrap();
+    }
+    let many = format!("[{}]", vec![r#""a:1""#; 101].join(","));
+    let answer = house.ask("PUT", "/config/nsqlookupd_tcp_addresses", many.as_bytes());
+    assert_eq!(answer.await.status, 400);
 }

@@ -95,7 +95,7 @@ impl Shared {
         }
     }
 
-    /// Connects to the nsqlookupds, or from them.
+    /// Connects to the nsqlookupds that are set now, or disconnects from all.
     pub(super) fn connect_lookupds(self: &Arc<Self>, connected: bool) {
         let peers = self.peers.get_or_init(|| {
             let shared = Arc::downgrade(self);
@@ -112,8 +112,8 @@ impl Shared {
             });
             peers
         });
-        let addresses = &self.options.lookupd_tcp_addresses;
-        peers.set_addresses(if connected { addresses } else { &[] });
+        let addresses = self.read(|state| state.options.lookupd_tcp_addresses.clone());
+        peers.set_addresses(if connected { &addresses } else { &[] });
     }
 
     pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {

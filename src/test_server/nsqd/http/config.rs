@@ -56,6 +56,9 @@ pub(super) async fn get(front: Arc<Front>, mut request: Request) -> Answered {
     front.value(request.parameter())
 }
 
+/// How many nsqlookupds can be set: each is a task. nsqd has no such limit.
+const MAX_LOOKUPDS: usize = 100;
+
 /// nsqd lets two options be changed while it runs.
 pub(super) async fn put(front: Arc<Front>, request: Request) -> Answered {
     let option = request.parameter().to_owned();
@@ -71,11 +74,16 @@ pub(super) async fn put(front: Arc<Front>, request: Request) -> Answered {
     match &*option {
         "nsqlookupd_tcp_addresses" => {
             let addresses: Option<Vec<Option<String>>> = serde_json::from_slice(&body).map_err(|_| invalid())?;
+            let addresses = addresses.unwrap_or_default();
+            if addresses.len() > MAX_LOOKUPDS {
+                return Err(invalid());
+            }
             front.change(|state, _| {
-                let addresses = addresses.unwrap_or_default().into_iter();
-                state.options.lookupd_tcp_addresses = addresses.map(Option::unwrap_or_default).collect();
+                let addresses = addresses.into_iter().map(Option::unwrap_or_default);
+                state.options.lookupd_tcp_addresses = addresses.collect();
                 Ok(())
             })?;
+            front.shared.connect_lookupds(true);
         }
         "log_level" => {
             let level = std::str::from_utf8(&body)
