@@ -55,9 +55,8 @@
 //!
 //! On the test broker's paused clock, bounds are exact. Against a real broker `after` is counted from a moment that cannot be
 //! too late (see [`runner`]), and `before` has 8 s more, as real nsqd may take 5.3 s to time out a message of a new channel
-//! and the machine may be busy: there it only finds what hangs. A GET whose answer does not fit is asked again for 5 s. A line
-//! that fails is run once more, alone, as its pauses presume that the broker is not kept from running; one that passes then is
-//! named on standard error, for it may be the line that is wrong.
+//! and the machine may be busy: there it only finds what hangs. A GET whose answer does not fit is asked again for 5 s: what a
+//! daemon tells of itself follows what it does.
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
@@ -89,7 +88,7 @@ use table::Line;
 #[test]
 fn every_line_passes_on_both_brokers() {
     let lines = table::load().unwrap_or_else(|why| panic!("{why}"));
-    let (test, real) = sides::run(&lines, true);
+    let (test, real) = sides::run(&lines);
     let mut failures = String::new();
     for (index, line) in lines.iter().enumerate() {
         let (test, real) = (&test[index], real.as_ref().map(|real| &real[index]));
@@ -134,7 +133,7 @@ const WRONG: &str = include_str!("wrong/lines");
 #[test]
 fn a_line_that_is_wrong_fails_on_both_brokers() {
     let lines = table::read("wrong", WRONG).unwrap();
-    let (test, real) = sides::run(&lines, false);
+    let (test, real) = sides::run(&lines);
     let fails = |line: &Line, outcome: &Outcome| {
         let why = outcome.as_ref().expect_err(&line.source);
         let last = format!("step {} ", line.steps.len());

@@ -1,6 +1,5 @@
 //! Runs lines on both sides at once.
 
-use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{panic, thread};
@@ -20,14 +19,11 @@ pub(crate) type Outcome = Result<(), String>;
 const AT_ONCE: usize = 24;
 
 /// Every line's outcome on the test broker, and on the real brokers where these are to be found.
-///
-/// With `again`, lines that fail on a real broker run once more, alone: their pauses presume that the broker is not kept
-/// from running.
-pub(crate) fn run(lines: &[Line], again: bool) -> (Vec<Outcome>, Option<Vec<Outcome>>) {
+pub(crate) fn run(lines: &[Line]) -> (Vec<Outcome>, Option<Vec<Outcome>>) {
     let certificates = Arc::new(Certificates::new());
     let brokers = RealBrokers::find_or_skip();
     thread::scope(|scope| {
-        let real = brokers.map(|brokers| scope.spawn(|| real_side(lines, brokers, &certificates, again)));
+        let real = brokers.map(|brokers| scope.spawn(|| real_side(lines, brokers, &certificates)));
         let test = test_side(lines, &certificates);
         let real = real.map(|real| real.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
         (test, real)
@@ -40,8 +36,9 @@ fn test_side(lines: &[Line], certificates: &Arc<Certificates>) -> Vec<Outcome> {
     let next = AtomicUsize::new(0);
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let work = || {
-        while let Some(line) = lines.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let index = lines.iter().position(|other| std::ptr::eq(other, line)).unwrap();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(line) = lines.get(index) else { return };
             let run = panic::AssertUnwindSafe(|| test_line(line, certificates));
             let outcome = panic::catch_unwind(run).unwrap_or_else(|_| Err("panics, see above".to_owned()));
             outcomes.lock().unwrap_or_else(PoisonError::into_inner)[index] = outcome;
@@ -67,22 +64,9 @@ fn test_line(line: &Line, certificates: &Arc<Certificates>) -> Outcome {
     })
 }
 
-fn real_side(lines: &[Line], brokers: RealBrokers, certificates: &Arc<Certificates>, again: bool) -> Vec<Outcome> {
+fn real_side(lines: &[Line], brokers: RealBrokers, certificates: &Arc<Certificates>) -> Vec<Outcome> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let brokers = Arc::new(brokers);
-    let mut outcomes = runtime.block_on(all_at_once(lines, &brokers, certificates));
-    let failed = lines
-        .iter()
-        .zip(&mut outcomes)
-        .filter(|(_, outcome)| again && outcome.is_err());
-    for (line, outcome) in failed {
-        let alone = runtime.block_on(real_line(line.clone(), Arc::clone(&brokers), Arc::clone(certificates)));
-        if let (Err(first), Ok(())) = (&outcome, &alone) {
-            let _ = writeln!(io::stderr(), "passes only alone: {}\n    {first}", line.source);
-        }
-        *outcome = alone;
-    }
-    outcomes
+    runtime.block_on(all_at_once(lines, &Arc::new(brokers), certificates))
 }
 
 async fn all_at_once(lines: &[Line], brokers: &Arc<RealBrokers>, certificates: &Arc<Certificates>) -> Vec<Outcome> {
