@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nsq::protocol::{Command, Frame, HEARTBEAT, Secret};
+use async_nsq::protocol::{Command, CommandName, Frame, HEARTBEAT, Secret};
 use async_nsq::test_server::{AuthServer, Grant, Nsqd, Permission};
 use async_nsq::transport::MemoryNetwork;
 use tokio::time::{Instant, sleep};
@@ -154,4 +154,22 @@ async fn of_several_auth_servers_one_suffices() {
         client.send(auth("s")).await;
         assert!(matches!(client.frame().await, Frame::Response(json) if json.starts_with(b"{")));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_auth_lasts_until_it_is_carried_out() {
+    let guarded = Guarded::new().await;
+    guarded.grant("s", 3600);
+    let faults = guarded.nsqd.faults();
+    faults.command(CommandName::Auth).once().swallow();
+    faults.command(CommandName::Auth).once().disconnect_after();
+    let mut client = guarded.client().await;
+    client.send(auth("s")).await;
+    client.assert_silent(MOMENT).await;
+    client.ask(publish("x"), "OK").await;
+
+    let mut client = guarded.client().await;
+    client.send(auth("s")).await;
+    assert_eq!(client.next(MOMENT).await, Event::Closed);
+    assert_eq!(guarded.auth.requests().len(), 2);
 }

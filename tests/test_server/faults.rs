@@ -347,3 +347,80 @@ async fn clear_takes_everything_back() {
         .ask(publish("x"), "OK")
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_late_command_has_given_back_comes_again_at_once() {
+    let house = House::new().await;
+    let mut consumer = house.consumer(1).await;
+    house.nsqd.publish("t", "x").unwrap();
+    house.nsqd.faults().command(CommandName::Fin).once().late();
+    let id = consumer.message().await.id;
+    let finished = Instant::now();
+    consumer.send(Command::Fin { id }).await;
+    error(consumer.frame().await);
+    assert_eq!(consumer.message().await.attempts, 2);
+    assert_eq!(finished.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_comes_after_a_cut() {
+    let house = House::new().await;
+    for _ in 0..3 {
+        house.nsqd.publish("t", "hello").unwrap();
+    }
+    house.nsqd.faults().frames(FrameKind::Message).once().cut();
+    let mut consumer = house.consumer(3).await;
+    assert_eq!(consumer.next(MOMENT).await, Event::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_frame_is_delayed_too() {
+    let house = House::new().await;
+    let delay = Duration::from_secs(100);
+    house.nsqd.faults().frames(FrameKind::Error).once().delay(delay);
+    let mut client = house.client().await;
+    let sent = Instant::now();
+    client.send_bytes(b"NONE\n").await;
+    error(client.frame().await);
+    assert_eq!(sent.elapsed(), delay);
+    assert_eq!(client.next(MOMENT).await, Event::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_delayed_though_compression_waits_for_it() {
+    let house = House::new().await;
+    let delay = Duration::from_secs(100);
+    house.nsqd.faults().frames(FrameKind::Response).once().delay(delay);
+    let mut client = house.client().await;
+    let sent = Instant::now();
+    client
+        .send(identify(r#"{"feature_negotiation":true,"snappy":true}"#))
+        .await;
+    client.frame().await;
+    assert_eq!(sent.elapsed(), delay);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_replaced_by_nothing_holds_up_no_unbuffered_connection() {
+    let house = House::new().await;
+    let mut client = house.client().await;
+    client.ask(identify(r#"{"output_buffer_size":-1}"#), "OK").await;
+    house
+        .nsqd
+        .faults()
+        .publishes()
+        .once()
+        .forge(Frame::Response(bytes::Bytes::new()));
+    house
+        .nsqd
+        .faults()
+        .frames(FrameKind::Response)
+        .skip(1)
+        .once()
+        .replace("");
+    for _ in 0..3 {
+        client.send(publish("x")).await;
+    }
+    assert_eq!(client.frame().await, Frame::Response(bytes::Bytes::new()));
+    assert_eq!(client.frame().await, OK);
+}

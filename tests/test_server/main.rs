@@ -636,3 +636,16 @@ async fn ids_are_sixteen_hexadecimal_digits() {
     let id: MessageId = consumer.message().await.id;
     assert!(id.as_bytes().iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_broker_is_known_to_no_nsqlookupd_whatever_is_published() {
+    let lookupd = async_nsq::test_server::Lookupd::start().await.unwrap();
+    let house = House::with(Nsqd::builder().lookupd(&lookupd)).await;
+    house.nsqd.publish("t", "x").unwrap();
+    house.nsqd.stop().await;
+    house.nsqd.publish("u", "x").unwrap();
+    assert!(lookupd.topics().iter().all(|topic| topic.producers.is_empty()));
+    house.nsqd.restart().await.unwrap();
+    let known = |topic: &async_nsq::test_server::LookupdTopic| topic.producers.len() == 1;
+    assert!(lookupd.topics().len() == 2 && lookupd.topics().iter().all(known));
+}

@@ -258,6 +258,13 @@ impl State {
         }
     }
 
+    /// Sends what a connection's channel can send.
+    pub(super) fn settle_subscription(&mut self, id: u64, now: Instant) {
+        if let Some(key) = self.clients.get(&id).and_then(|client| client.channel) {
+            self.settle(key, now);
+        }
+    }
+
     /// Puts bytes into what is written to connections, wherever it stands.
     pub(super) fn inject(&mut self, connection: Option<u64>, bytes: &Bytes) {
         for (id, client) in &mut self.clients {

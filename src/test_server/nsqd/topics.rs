@@ -33,7 +33,10 @@ impl State {
         self.topology_changed = true;
         let mut known = Vec::new();
         for registration in &self.registrations {
-            registration.register(name, None);
+            // One that is stopped registers what it has when it starts again.
+            if !self.closed {
+                registration.register(name, None);
+            }
             known.extend(registration.channels_of(name));
         }
         for channel in known {
@@ -66,7 +69,7 @@ impl State {
             topic.channels.insert(name.to_owned(), key);
         }
         self.topology_changed = true;
-        for registration in &self.registrations {
+        for registration in self.registrations.iter().filter(|_| !self.closed) {
             registration.register(topic_name, Some(name));
         }
         self.release_backlog(topic_name, now);

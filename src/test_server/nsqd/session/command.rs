@@ -29,8 +29,8 @@ pub(super) enum Stage {
     Complete(Command),
     /// Its sender may, and a fault may strike it.
     Allowed(Command),
-    /// No fault strikes it any more.
-    Spared(Command),
+    /// It has waited, and goes on with the fault that has struck it, if that is not over.
+    Resumed(Command, Option<CommandFault>),
 }
 
 /// What became of a command.
@@ -121,8 +121,14 @@ impl Session {
                     Ok(Step::Wait)
                 }
             },
-            Stage::Allowed(command) => self.conclude(state, command, true, now),
-            Stage::Spared(command) => self.conclude(state, command, false, now),
+            Stage::Allowed(command) => {
+                let fault = match state.script.is_empty() {
+                    true => None,
+                    false => state.script.on_command(self.id, command.name()),
+                };
+                self.conclude(state, command, fault, now)
+            }
+            Stage::Resumed(command, fault) => self.conclude(state, command, fault, now),
         }
     }
 
@@ -177,26 +183,28 @@ impl Session {
     }
 
     /// Carries a complete command out, unless a fault has other plans.
-    fn conclude(&mut self, state: &mut State, command: Command, at_risk: bool, now: Instant) -> Result<Step, Fatal> {
-        let fault = match at_risk && !state.script.is_empty() {
-            true => state.script.on_command(self.id, command.name()),
-            false => None,
-        };
+    fn conclude(
+        &mut self,
+        state: &mut State,
+        command: Command,
+        fault: Option<CommandFault>,
+        now: Instant,
+    ) -> Result<Step, Fatal> {
         if let Some(CommandFault::Delay(delay)) = fault {
-            self.stage = Stage::Spared(command);
+            self.stage = Stage::Resumed(command, None);
             self.job = Some(Box::pin(async move {
                 tokio::time::sleep(delay).await;
                 Done::Rested
             }));
             return Ok(Step::Wait);
         }
-        let result = match fault {
+        let result = match fault.clone() {
             Some(fault) => self.apply_faulty(state, &command, fault, now),
             None => self.apply(state, &command, now),
         };
         if self.job.is_some() {
-            // The auth server is being asked, and whatever the fault was, it is over.
-            self.stage = Stage::Spared(command);
+            // The auth server is being asked: what the fault concerns is still to come.
+            self.stage = Stage::Resumed(command, fault);
             return result.map(|()| Step::Wait);
         }
         if !state.record.is_off() {
@@ -236,7 +244,10 @@ impl Session {
                 if let Command::Fin { id } | Command::Req { id, .. } | Command::Touch { id } = command {
                     state.time_out(self.id, id);
                 }
-                self.apply(state, command, now)
+                let result = self.apply(state, command, now);
+                // Not earlier: the message would be this client's again when the command looks for it.
+                state.settle_subscription(self.id, now);
+                result
             }
             CommandFault::Swallow => {
                 self.answers = Answers::Swallowed;
@@ -253,7 +264,10 @@ impl Session {
             CommandFault::DisconnectAfter => {
                 self.answers = Answers::Swallowed;
                 self.apply(state, command, now)?;
-                Err(Fatal::Silently)
+                match self.job {
+                    Some(_) => Ok(()),
+                    None => Err(Fatal::Silently),
+                }
             }
         }
     }

@@ -234,7 +234,7 @@ impl Session {
     }
 
     async fn close(mut self) {
-        let patience = self.settings.heartbeat.unwrap_or(LAST_WORDS);
+        let patience = self.settings.heartbeat.unwrap_or(LAST_WORDS) + self.wire.longest_delay();
         // Whether the peer has read it is the peer's business; the connection ends in any case.
         let _ = timeout(patience, self.wire.finish(&self.link)).await;
     }

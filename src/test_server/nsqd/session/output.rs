@@ -92,6 +92,9 @@ impl Session {
             }
         }
         self.wire.put_bytes(&bytes);
+        if self.doomed {
+            self.wire.seal();
+        }
     }
 
     /// Takes the messages that came out of the broker and what is injected through the faults, if there are any.

@@ -137,7 +137,7 @@ impl Session {
 
     /// Writes everything; `false` if the connection is gone, or does not take it in time.
     async fn flush(&mut self) -> bool {
-        let patience = self.settings.heartbeat.unwrap_or(LAST_WORDS);
+        let patience = self.settings.heartbeat.unwrap_or(LAST_WORDS) + self.wire.longest_delay();
         matches!(timeout(patience, self.wire.flush(&self.link)).await, Ok(Ok(())))
     }
 }

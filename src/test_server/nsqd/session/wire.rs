@@ -5,10 +5,11 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::super::client::Link;
 use crate::protocol::{Frame, encode_frame};
@@ -36,6 +37,8 @@ pub(super) struct Wire {
     /// to be written, in order.
     pieces: VecDeque<usize>,
     unflushed: bool,
+    /// Nothing is put any more.
+    sealed: bool,
     pub(super) eof: bool,
 }
 
@@ -51,6 +54,7 @@ impl Wire {
             buffer_size,
             pieces: VecDeque::new(),
             unflushed: false,
+            sealed: false,
             eof: false,
         }
     }
@@ -72,19 +76,32 @@ impl Wire {
 
     /// Appends a frame, which waits for a [`release`](Self::release).
     pub(super) fn put(&mut self, frame: &Frame) {
+        if self.sealed {
+            return;
+        }
         let before = self.end().len();
         encode_frame(frame, self.end());
         if self.buffer_size == UNBUFFERED {
             let len = self.end().len() - before;
-            self.pieces.extend([4, 4, len - 8]);
+            // None is empty: that would be a write of nothing, again and again.
+            self.pieces
+                .extend([4, 4, len - 8].into_iter().filter(|piece| *piece > 0));
         }
     }
 
     pub(super) fn put_bytes(&mut self, bytes: &[u8]) {
+        if self.sealed {
+            return;
+        }
         self.end().extend_from_slice(bytes);
-        if self.buffer_size == UNBUFFERED {
+        if self.buffer_size == UNBUFFERED && !bytes.is_empty() {
             self.pieces.push_back(bytes.len());
         }
+    }
+
+    /// What was put until now is the last that is written.
+    pub(super) fn seal(&mut self) {
+        self.sealed = true;
     }
 
     pub(super) fn reserve(&mut self, bytes: usize) {
@@ -107,6 +124,12 @@ impl Wire {
     /// When what is delayed may go on.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.delayed.front().map(|(due, _)| *due)
+    }
+
+    /// How long the last of what is delayed has to wait.
+    pub(super) fn longest_delay(&self) -> Duration {
+        let last = self.delayed.back();
+        last.map_or(Duration::ZERO, |(due, _)| due.saturating_duration_since(Instant::now()))
     }
 
     /// Lets go what was delayed until now.
@@ -234,19 +257,22 @@ impl Wire {
         self.io.shutdown().await
     }
 
-    /// Writes everything, what is delayed included.
+    /// Writes everything, what is delayed at its time.
     pub(super) async fn flush(&mut self, link: &Link) -> io::Result<()> {
-        for (_, bytes) in std::mem::take(&mut self.delayed) {
-            self.out.unsplit(bytes);
-        }
         self.release();
-        while self.has_output() {
+        loop {
+            self.release_delayed(Instant::now());
+            let due = self.next_due();
+            let has_output = self.has_output();
+            if due.is_none() && !has_output {
+                return Ok(());
+            }
             tokio::select! {
-                moved = self.transfer(None, link) => moved?,
+                moved = self.transfer(None, link), if has_output => moved?,
                 // Perhaps it is no longer stalled.
                 () = link.wake.notified() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
         }
-        Ok(())
     }
 }
