@@ -13,9 +13,10 @@ mod simulated;
 use std::time::Duration;
 
 use async_nsq::protocol::{CLOSE_WAIT, Command, CommandName, Frame, HEARTBEAT, Message, MessageId};
-use async_nsq::test_server::{Nsqd, NsqdBuilder};
+use async_nsq::test_server::{Nsqd, NsqdBuilder, Received};
 use async_nsq::transport::{Connector, MemoryNetwork, TcpConnector};
 use raw::{Event, RawClient};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 const ADDRESS: &str = "nsqd:4150";
@@ -648,4 +649,44 @@ async fn a_stopped_broker_is_known_to_no_nsqlookupd_whatever_is_published() {
     house.nsqd.restart().await.unwrap();
     let known = |topic: &async_nsq::test_server::LookupdTopic| topic.producers.len() == 1;
     assert!(lookupd.topics().len() == 2 && lookupd.topics().iter().all(known));
+}
+
+/// A client that never stops sending leaves no turn to timers, which are due all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_come_in_a_flood_of_commands() {
+    let nsqd = Nsqd::builder()
+        .heartbeat_interval(Duration::from_millis(10))
+        .start_detached(ADDRESS)
+        .unwrap();
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    nsqd.serve(server, "client:1");
+    let (mut read, mut write) = tokio::io::split(client);
+    let flood = tokio::spawn(async move {
+        let nops = b"NOP\n".repeat(4096);
+        write.write_all(b"  V2").await.unwrap();
+        while write.write_all(&nops).await.is_ok() {}
+    });
+    let mut heartbeat = [0; 19];
+    let beats = tokio::time::timeout(Duration::from_secs(60), read.read_exact(&mut heartbeat));
+    beats.await.unwrap().unwrap();
+    assert_eq!(&heartbeat[8..], HEARTBEAT);
+    flood.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_was_received_or_will_be_can_be_waited_for() {
+    let house = House::new().await;
+    let mut client = house.client().await;
+    client.ask(publish("first"), "OK").await;
+    // The condition may look at the broker, too.
+    let is_publish = |received: &Received| house.nsqd.topic("t").is_some() && received.command == publish("first");
+    let received = house.nsqd.wait_for_command(is_publish).await.unwrap();
+    assert_eq!((received.connection, received.command), (1, publish("first")));
+    let waiting = house
+        .nsqd
+        .wait_for_command(|received| received.command == publish("second"));
+    let (received, ()) = tokio::join!(waiting, client.send(publish("second")));
+    assert_eq!(received.unwrap().command, publish("second"));
+    let never = house.nsqd.wait_for_command(|received| received.command == Command::Cls);
+    assert!(never.await.is_err());
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Link;
@@ -85,12 +85,16 @@ impl Shared {
         loop {
             self.newcomers.notified().await;
             let names = self.change(|state| std::mem::take(&mut state.starting_topics));
+            let mut asking = JoinSet::new();
             for name in names {
-                let Some(asked) = self.peers.get().map(|peers| peers.channels_of(&name)) else {
-                    continue;
-                };
-                let channels = asked.await;
-                self.change(|state| state.start_topic(&name, channels, Instant::now()));
+                if let Some(asked) = self.peers.get().map(|peers| peers.channels_of(&name)) {
+                    asking.spawn(async move { (name, asked.await) });
+                }
+            }
+            while let Some(answer) = asking.join_next().await {
+                if let Ok((name, channels)) = answer {
+                    self.change(|state| state.start_topic(&name, channels, Instant::now()));
+                }
             }
         }
     }
@@ -155,13 +159,14 @@ impl Shared {
         // Not under the lock: a runtime that shuts down drops the session at once, and that takes the lock.
         let session = Session::new(id, Arc::clone(self), link, io);
         let task = tokio::spawn(run_session(session, fault)).abort_handle();
-        let closed = self.change(|state| {
+        let is_over = self.change(|state| {
             if let Some(client) = state.clients.get_mut(&id) {
                 client.task = Some(task.clone());
             }
-            state.closed
+            let ended = state.clients.get(&id).is_some_and(|client| client.is_ended);
+            state.closed || ended
         });
-        if closed {
+        if is_over {
             task.abort();
         }
     }

@@ -236,6 +236,10 @@ impl Channel {
         Ok(())
     }
 
+    pub(super) fn is_owner(&self, id: &MessageId, client: u64) -> bool {
+        self.in_flight.get(id).is_some_and(|entry| entry.owner == client)
+    }
+
     /// Takes a message from its owner as if its time were over.
     pub(super) fn time_out(&mut self, id: &MessageId, clients: &mut Clients) {
         let Some(entry) = self.in_flight.remove(id) else { return };
@@ -293,10 +297,7 @@ impl Channel {
         self.queue.extend(in_flight);
         self.queue.extend(std::mem::take(&mut self.deferred).into_values());
         self.expiries.clear();
-        self.counts = Counts {
-            messages: self.queue.len() as u64,
-            ..Counts::default()
-        };
+        self.counts = Counts::default();
     }
 
     /// Forgets all messages.

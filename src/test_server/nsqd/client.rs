@@ -93,9 +93,11 @@ impl Link {
 
     /// Counts bytes that were written.
     pub(super) fn spend(&self, bytes: usize) {
-        if self.write_budget() != u64::MAX {
-            self.write_budget.fetch_sub(bytes as u64, Ordering::AcqRel);
-        }
+        // A budget that is set anew meanwhile may be less than what was written on the former one.
+        let spend = |budget: u64| (budget != u64::MAX).then(|| budget.saturating_sub(bytes as u64));
+        let _unlimited = self
+            .write_budget
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, spend);
     }
 }
 
@@ -117,6 +119,8 @@ pub(super) struct Agreed {
 pub(super) struct Client {
     pub(super) link: Arc<Link>,
     pub(super) task: Option<AbortHandle>,
+    /// It was disconnected before it had its task.
+    pub(super) is_ended: bool,
     pub(super) remote: String,
     pub(super) connected: Instant,
     pub(super) agreed: Agreed,
@@ -148,6 +152,7 @@ impl Client {
         Self {
             link,
             task: None,
+            is_ended: false,
             remote,
             connected: now,
             agreed: Agreed {

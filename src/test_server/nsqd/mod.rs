@@ -298,11 +298,12 @@ impl Nsqd {
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn wait_for_command(&self, mut condition: impl FnMut(&Received) -> bool) -> Result<Received, WaitError> {
-        let mut found = None;
+        let (mut found, mut seen) = (None, 0);
         self.wait_for_within(PATIENCE, |_| {
-            found = self
-                .shared
-                .read(|state| state.record.find(|received| condition(received)));
+            // Not under the lock: the condition may ask the broker, too.
+            let (new, total) = self.shared.read(|state| state.record.since(seen));
+            seen = total;
+            found = new.into_iter().find(|received| condition(received));
             found.is_some()
         })
         .await
@@ -368,7 +369,7 @@ impl Nsqd {
             .map_err(Error::invalid)
     }
 
-    /// Takes the messages that wait in a channel, as if a consumer had finished them. The channel is created if it
+    /// Takes the messages that wait in a channel, so that no consumer gets them. The channel is created if it
     /// does not exist, and as a topic's first one gets what the topic has kept so far.
     ///
     /// What is in flight or deferred stays where it is.
@@ -402,7 +403,7 @@ impl Nsqd {
     /// and messages are kept for [`restart`](Self::restart). Those in flight and those deferred are queued again;
     /// ephemeral topics and channels are gone.
     ///
-    /// Returns when no connection is left. Stopping twice is allowed.
+    /// Returns when no connection of the TCP protocol is left. Stopping twice is allowed.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the broker closed, with connections that end on their own, and messages in flight.
@@ -465,7 +466,7 @@ impl Nsqd {
         let tasks = self.shared.change(|state| {
             state.closed = true;
             state.unregister_all();
-            state.tasks(None)
+            state.end(None)
         });
         Shared::end(tasks);
         self.shared.connect_lookupds(false);

@@ -15,6 +15,8 @@ pub(super) struct Record {
     capacity: usize,
     commands: VecDeque<Received>,
     bytes: usize,
+    /// How many were recorded so far, those included that are forgotten.
+    total: u64,
 }
 
 impl Record {
@@ -23,6 +25,7 @@ impl Record {
             capacity,
             commands: VecDeque::new(),
             bytes: 0,
+            total: 0,
         }
     }
 
@@ -33,6 +36,7 @@ impl Record {
     pub(super) fn push(&mut self, received: Received) {
         self.bytes += body_bytes(&received.command);
         self.commands.push_back(received);
+        self.total += 1;
         while self.commands.len() > self.capacity || self.bytes > MAX_BYTES {
             let Some(oldest) = self.commands.pop_front() else {
                 return;
@@ -45,8 +49,11 @@ impl Record {
         self.commands.iter().cloned().collect()
     }
 
-    pub(super) fn find(&self, wanted: impl FnMut(&&Received) -> bool) -> Option<Received> {
-        self.commands.iter().find(wanted).cloned()
+    /// What was recorded after the first `seen`, as far as it is not forgotten, and how many were recorded in all.
+    pub(super) fn since(&self, seen: u64) -> (Vec<Received>, u64) {
+        let new = usize::try_from(self.total.saturating_sub(seen)).unwrap_or(usize::MAX);
+        let known = self.commands.len().saturating_sub(new);
+        (self.commands.iter().skip(known).cloned().collect(), self.total)
     }
 
     pub(super) fn clear(&mut self) {

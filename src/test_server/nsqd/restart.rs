@@ -30,6 +30,7 @@ impl State {
         for topic in self.topics.values_mut() {
             topic.restart();
         }
+        self.unhealthy = None;
         for (_, channel) in &mut self.channels {
             channel.requeue_all();
         }

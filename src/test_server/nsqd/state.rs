@@ -104,11 +104,16 @@ impl State {
         }
     }
 
-    /// The tasks of all connections, or of one.
-    pub(super) fn tasks(&self, connection: Option<u64>) -> Vec<AbortHandle> {
-        self.clients_of(connection)
-            .filter_map(|client| client.task.clone())
-            .collect()
+    /// Marks all connections, or one, as ended, and returns their tasks, which are to be [ended](super::broker::Shared::end).
+    pub(super) fn end(&mut self, connection: Option<u64>) -> Vec<AbortHandle> {
+        let mut tasks = Vec::new();
+        for (id, client) in &mut self.clients {
+            if connection.is_none_or(|wanted| wanted == *id) {
+                client.is_ended = true;
+                tasks.extend(client.task.clone());
+            }
+        }
+        tasks
     }
 
     /// All connections, or one.
@@ -253,7 +258,11 @@ impl State {
         let Some(key) = self.clients.get(&id).and_then(|client| client.channel) else {
             return;
         };
-        if let Some(channel) = self.channels.get_mut(key) {
+        if let Some(channel) = self
+            .channels
+            .get_mut(key)
+            .filter(|channel| channel.is_owner(message, id))
+        {
             channel.time_out(message, &mut self.clients);
         }
     }

@@ -89,9 +89,9 @@ pub struct ClientStats {
     pub remote: String,
     /// When it was accepted, in nanoseconds since the Unix epoch.
     pub connected_at: i64,
-    /// `client_id` of IDENTIFY; the remote address before it.
+    /// `client_id` of IDENTIFY; the host of the remote address before it.
     pub client_id: String,
-    /// `hostname` of IDENTIFY; the remote address before it.
+    /// `hostname` of IDENTIFY; the host of the remote address before it.
     pub hostname: String,
     /// `user_agent` of IDENTIFY.
     pub user_agent: String,

@@ -115,7 +115,8 @@ impl<'a> CommandFaults<'a> {
         self.add(CommandFault::Answer(answer))
     }
 
-    /// Carries it out, and gives its answer after the next one on the same connection.
+    /// Carries it out, and gives its answer after the next one on the same connection that is not held itself. At most
+    /// 1,000 are held: past that, all are given.
     pub fn hold_answer(self) -> ActiveFault<'a> {
         self.add(CommandFault::HoldAnswer)
     }

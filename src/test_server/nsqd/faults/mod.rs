@@ -122,11 +122,14 @@ impl<'a> Faults<'a> {
         self.shared.door.close();
     }
 
-    /// Accepts connections again, at the same address.
+    /// Accepts connections again, at the same address. A broker that is [stopped](super::Nsqd::stop) stays so.
     ///
     /// # Errors
     /// If the address was taken by someone else meanwhile, which the broker prevents as far as the system lets it.
     pub fn accept_connections(self) -> io::Result<()> {
+        if self.shared.read(|state| state.closed) {
+            return Ok(());
+        }
         self.shared.door.open()
     }
 
@@ -136,13 +139,13 @@ impl<'a> Faults<'a> {
     /// The connections are gone once their tasks have noticed: await it by
     /// [`wait_for`](super::Nsqd::wait_for)`(|stats| stats.clients.is_empty())`.
     pub fn disconnect(self) {
-        Shared::end(self.shared.read(|state| state.tasks(self.connection)));
+        Shared::end(self.shared.change(|state| state.end(self.connection)));
     }
 
     /// Makes the existing connections half-open: nothing is read from them and nothing is written, heartbeats
     /// included, and they are not closed either. New connections work.
     ///
-    /// The broker itself goes on: it still sends the messages that RDY allows, into the void, and they time out.
+    /// A TLS handshake that is under way goes on. The broker itself goes on, too: it still sends the messages that RDY allows, into the void, and they time out.
     pub fn freeze(self) {
         self.stall_reads(true);
         self.stall_writes(true);
@@ -176,7 +179,7 @@ impl<'a> Faults<'a> {
     }
 
     /// Writes these bytes to the existing connections, as they are, between two frames: what nobody has asked for, or
-    /// what is no frame at all.
+    /// what is no frame at all. A client that has not sent its magic yet gets them after it.
     pub fn inject(self, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
         self.shared.change(|state| state.inject(self.connection, &bytes));
@@ -193,14 +196,13 @@ impl<'a> Faults<'a> {
             ..self
         };
         all.thaw();
-        let stopped = self.shared.change(|state| {
+        self.shared.change(|state| {
             state.script.clear();
             for client in state.clients.values() {
                 client.link.set_write_budget(u64::MAX);
             }
-            state.closed
         });
-        if stopped { Ok(()) } else { self.accept_connections() }
+        self.accept_connections()
     }
 
     fn add(self, scope: Scope, fault: Fault) -> ActiveFault<'a> {
@@ -229,13 +231,15 @@ pub struct ActiveFault<'a> {
 }
 
 impl ActiveFault<'_> {
-    /// How often it has struck; 0 once it was lifted.
+    /// How often it has struck; 0 once it was lifted. That of [`cut_after_bytes`](Faults::cut_after_bytes) counts the
+    /// connections that were accepted under it.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.shared.read(|state| state.script.hits(self.id)).unwrap_or_default()
     }
 
-    /// Takes it back. What it has done stays done.
+    /// Takes it back. What it has done stays done: a connection whose end is fixed by
+    /// [`cut_after_bytes`](Faults::cut_after_bytes) is still cut.
     pub fn lift(self) {
         self.shared.change(|state| state.script.lift(self.id));
     }

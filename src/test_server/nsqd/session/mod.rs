@@ -125,6 +125,7 @@ impl Session {
         }
         self.rearm(Instant::now());
         let mut timer = pin!(sleep_until(self.next_timer()));
+        let mut was_frozen = false;
         loop {
             if let Flow::Close = self.turn() {
                 return self.close().await;
@@ -135,12 +136,20 @@ impl Session {
                     Flow::Close => return self.close().await,
                 }
             }
+            let frozen = self.link.is_frozen();
+            if was_frozen && !frozen {
+                self.rearm(Instant::now());
+            }
+            was_frozen = frozen;
+            if !frozen {
+                // Here, too, since a client that never stops sending leaves no turn to the timer.
+                self.do_what_is_due(Instant::now());
+            }
             if timer.deadline() > self.next_timer() || timer.is_elapsed() {
                 timer.as_mut().reset(self.next_timer());
             }
             let needed = self.wants_input().then(|| self.stage.needed());
             let may_transfer = needed.is_some_and(|_| !self.wire.eof) || self.wire.has_output();
-            let frozen = self.link.is_frozen();
             tokio::select! {
                 biased;
                 moved = self.wire.transfer(needed, &self.link), if may_transfer => {
@@ -158,9 +167,6 @@ impl Session {
                         return self.close().await;
                     }
                 }
-            }
-            if frozen && !self.link.is_frozen() {
-                self.rearm(Instant::now());
             }
         }
     }
@@ -215,13 +221,19 @@ impl Session {
     }
 
     fn on_timer(&mut self, now: Instant) -> Flow {
-        self.wire.release_delayed(now);
-        self.flush_by_ticker(now);
         let impatient = self.job.is_none() && self.read_deadline.is_some_and(|deadline| deadline <= now);
         if impatient {
             self.put_cut_off();
             return Flow::Close;
         }
+        self.do_what_is_due(now);
+        Flow::GoOn
+    }
+
+    /// Lets go what was held back until now, and sends the heartbeat.
+    fn do_what_is_due(&mut self, now: Instant) {
+        self.wire.release_delayed(now);
+        self.flush_by_ticker(now);
         if let Some((interval, next)) = self.heartbeat {
             if next <= now {
                 // One that is late moves the later ones: they never come in a burst.
@@ -230,7 +242,6 @@ impl Session {
                 shared.change(|state| self.put(state, &Frame::Response(Bytes::from_static(HEARTBEAT))));
             }
         }
-        Flow::GoOn
     }
 
     async fn close(mut self) {

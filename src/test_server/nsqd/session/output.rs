@@ -44,6 +44,9 @@ impl Ticker {
     }
 }
 
+/// How many answers a fault can keep.
+const MOST_KEPT: usize = 1000;
+
 impl Session {
     pub(super) fn put_response(&mut self, state: &mut State, text: &'static [u8]) {
         self.put_answer(state, Frame::Response(Bytes::from_static(text)));
@@ -54,7 +57,8 @@ impl Session {
         match self.answers {
             Answers::Given => {}
             Answers::Swallowed => return,
-            Answers::Kept => return self.kept_answers.push(frame),
+            Answers::Kept if self.kept_answers.len() < MOST_KEPT => return self.kept_answers.push(frame),
+            Answers::Kept => {}
         }
         self.put(state, &frame);
         for kept in std::mem::take(&mut self.kept_answers) {
