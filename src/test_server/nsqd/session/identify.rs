@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::super::options::Options;
 use crate::protocol::{CommandError, IdentifyResponse};
 use crate::test_server::VERSION;
+use crate::test_server::json;
 use crate::test_server::nsqd::faults::Feature;
 
 const DEFAULT_BUFFER_SIZE: i64 = 16_384;
@@ -189,7 +190,7 @@ impl Request {
 
     /// Decodes as Go does: keys in any case, `null` as absent, no fractions for integers, unknown keys ignored.
     fn decode(body: &[u8]) -> Option<Self> {
-        let text = String::from_utf8_lossy(body);
+        let text = json::readable(body);
         let Fields(fields) = serde_json::from_str::<Option<Fields>>(&text).ok()?.unwrap_or_default();
         let mut request = Self::default();
         for (key, value) in fields {
