@@ -31,6 +31,39 @@ impl Formatter for GoFormatter {
     }
 }
 
+/// A text as Go's reader takes it: in place of what is no UTF-8 and of half a surrogate pair stands U+FFFD.
+pub(super) fn readable(text: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(text).into_owned();
+    let mut at = 0;
+    while let Some(found) = text[at..].find('\\') {
+        at += found;
+        match (surrogate(&text[at..]), text.get(at + 6..).and_then(surrogate)) {
+            (Some(Half::High), Some(Half::Low)) => at += 12,
+            (Some(_), _) => {
+                text.replace_range(at..at + 6, "\\ufffd");
+                at += 6;
+            }
+            (None, _) => at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
+        }
+    }
+    text
+}
+
+enum Half {
+    High,
+    Low,
+}
+
+/// Whether the text begins with half a pair, as an escape.
+fn surrogate(text: &str) -> Option<Half> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    match u16::from_str_radix(digits, 16).ok()? {
+        0xd800..=0xdbff => Some(Half::High),
+        0xdc00..=0xdfff => Some(Half::Low),
+        _ => None,
+    }
+}
+
 /// The members of an object, read by Go's rules: keys in any case, `null` as absent, integers without fraction or
 /// exponent, unknown keys ignored. A bare `null` is an object without members.
 pub(super) struct Members(Map<String, Value>);
@@ -41,7 +74,7 @@ pub(super) struct Mismatch;
 
 impl Members {
     pub(super) fn read(text: &[u8]) -> Result<Self, Mismatch> {
-        let value = serde_json::from_str(&String::from_utf8_lossy(text)).map_err(|_| Mismatch)?;
+        let value = serde_json::from_str(&readable(text)).map_err(|_| Mismatch)?;
         Self::of(value)
     }
 
@@ -102,6 +135,19 @@ mod tests {
             to_vec(&["<a>&\u{2028}é\n\""]),
             br#"["\u003ca\u003e\u0026\u2028"#.iter().copied().chain("é\\n\\\"\"]".bytes()).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn half_a_pair_is_replaced() {
+        for (text, expected) in [
+            (r#"\ud800"#, r#"\ufffd"#),
+            (r#"\uDC00\ud83e\uDD80x"#, r#"\ufffd\ud83e\uDD80x"#),
+            (r#"\ud800\ud83e\udd80"#, r#"\ufffd\ud83e\udd80"#),
+            (r#"\\ud800\é\u00e9\"#, r#"\\ud800\é\u00e9\"#),
+            (r#"\ud8"#, r#"\ud8"#),
+        ] {
+            assert_eq!(readable(text.as_bytes()), expected, "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The line of a command: its name and its parameters.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -185,13 +186,17 @@ impl CommandLine {
 fn dpub_delay(text: &[u8], limits: &CommandLimits) -> Result<u64, CommandError> {
     let delay_ms =
         number(text).ok_or_else(|| CommandError::quoting("E_INVALID DPUB could not parse timeout ", text))?;
-    let max_ms = limits.max_req_timeout.as_millis();
-    if u128::from(delay_ms) > max_ms {
-        return Err(CommandError::new(format!(
-            "E_INVALID DPUB timeout {delay_ms} out of range 0-{max_ms}"
-        )));
+    // nsqd counts in signed nanoseconds, which wrap.
+    let nanos = (delay_ms as i64).wrapping_mul(1_000_000);
+    match u64::try_from(nanos).map(Duration::from_nanos) {
+        Ok(delay) if delay <= limits.max_req_timeout => Ok(delay.as_millis() as u64),
+        _ => {
+            let max_ms = limits.max_req_timeout.as_millis();
+            Err(CommandError::new(format!(
+                "E_INVALID DPUB timeout {delay_ms} out of range 0-{max_ms}"
+            )))
+        }
     }
-    Ok(delay_ms)
 }
 
 /// nsqd's reading of a number: digits only, none at all is zero, and what exceeds 64 bits wraps.

@@ -1,12 +1,15 @@
 //! IDENTIFY: what a client asks for, by nsqd's rules for ranges and JSON.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde_json::{Map, Number, Value};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::super::options::Options;
 use crate::protocol::{CommandError, IdentifyResponse};
 use crate::test_server::VERSION;
+use crate::test_server::json;
 use crate::test_server::nsqd::faults::Feature;
 
 const DEFAULT_BUFFER_SIZE: i64 = 16_384;
@@ -187,31 +190,28 @@ impl Request {
 
     /// Decodes as Go does: keys in any case, `null` as absent, no fractions for integers, unknown keys ignored.
     fn decode(body: &[u8]) -> Option<Self> {
-        let fields = match serde_json::from_str(&String::from_utf8_lossy(body)).ok()? {
-            Value::Object(fields) => fields,
-            Value::Null => Map::new(),
-            _ => return None,
-        };
+        let text = json::readable(body);
+        let Fields(fields) = serde_json::from_str::<Option<Fields>>(&text).ok()?.unwrap_or_default();
         let mut request = Self::default();
         for (key, value) in fields {
             match &*key.to_ascii_lowercase() {
-                "client_id" => set_text(&mut request.client_id, value)?,
-                "hostname" => set_text(&mut request.hostname, value)?,
-                "user_agent" => set_text(&mut request.user_agent, value)?,
-                "feature_negotiation" => set_flag(&mut request.feature_negotiation, &value)?,
-                "tls_v1" => set_flag(&mut request.tls_v1, &value)?,
-                "snappy" => set_flag(&mut request.snappy, &value)?,
-                "deflate" => set_flag(&mut request.deflate, &value)?,
-                "heartbeat_interval" => set_number(&mut request.heartbeat_interval, &value)?,
-                "output_buffer_size" => set_number(&mut request.output_buffer_size, &value)?,
-                "output_buffer_timeout" => set_number(&mut request.output_buffer_timeout, &value)?,
+                "client_id" => set(&mut request.client_id, &value)?,
+                "hostname" => set(&mut request.hostname, &value)?,
+                "user_agent" => set(&mut request.user_agent, &value)?,
+                "feature_negotiation" => set(&mut request.feature_negotiation, &value)?,
+                "tls_v1" => set(&mut request.tls_v1, &value)?,
+                "snappy" => set(&mut request.snappy, &value)?,
+                "deflate" => set(&mut request.deflate, &value)?,
+                "heartbeat_interval" => set(&mut request.heartbeat_interval, &value)?,
+                "output_buffer_size" => set(&mut request.output_buffer_size, &value)?,
+                "output_buffer_timeout" => set(&mut request.output_buffer_timeout, &value)?,
                 "sample_rate" => {
-                    set_number(&mut request.sample_rate, &value)?;
+                    set(&mut request.sample_rate, &value)?;
                     // Where all other numbers have 64 bits in nsqd, this one has 32.
                     i32::try_from(request.sample_rate).ok()?;
                 }
-                "msg_timeout" => set_number(&mut request.msg_timeout, &value)?,
-                "deflate_level" => set_number(&mut request.deflate_level, &value)?,
+                "msg_timeout" => set(&mut request.msg_timeout, &value)?,
+                "deflate_level" => set(&mut request.deflate_level, &value)?,
                 _ => {}
             }
         }
@@ -233,27 +233,42 @@ impl Request {
     }
 }
 
-fn set_text(field: &mut String, value: Value) -> Option<()> {
-    match value {
-        Value::Null => {}
-        Value::String(text) => *field = text,
-        _ => return None,
+/// The members of an object in their order, also those that come twice, with values that only those who know them look at.
+#[derive(Default)]
+struct Fields(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
     }
-    Some(())
 }
 
-fn set_flag(field: &mut bool, value: &Value) -> Option<()> {
-    match value {
-        Value::Null => {}
-        Value::Bool(flag) => *field = *flag,
-        _ => return None,
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
     }
-    Some(())
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Fields(fields))
+    }
 }
 
-fn set_number(field: &mut i64, value: &Value) -> Option<()> {
-    if !value.is_null() {
-        *field = value.as_number().and_then(Number::as_i64)?;
+fn set<T: DeserializeOwned>(field: &mut T, value: &RawValue) -> Option<()> {
+    let text = match value.get() {
+        // What Rust takes for a fraction.
+        "-0" => "0",
+        text => text,
+    };
+    if let Some(value) = serde_json::from_str(text).ok()? {
+        *field = value;
     }
     Some(())
 }

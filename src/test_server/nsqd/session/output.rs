@@ -126,13 +126,11 @@ impl Session {
         }
     }
 
-    /// Flushes messages when nsqd does: at once if no more can come, otherwise what exceeds the buffer, and the rest by the
-    /// ticker.
+    /// Flushes messages when nsqd does: at once if no more can come, otherwise by the ticker what has not exceeded the buffer.
     pub(super) fn flush_as_nsqd(&mut self, wants_more: bool, now: Instant) {
         if !wants_more {
             self.wire.release();
         }
-        self.wire.release_overflow();
         self.flush_by_ticker(now);
     }
 

@@ -81,12 +81,13 @@ impl Wire {
         }
         let before = self.end().len();
         encode_frame(frame, self.end());
+        let len = self.end().len() - before;
+        let pieces = [4, 4, len - 8];
         if self.buffer_size == UNBUFFERED {
-            let len = self.end().len() - before;
             // None is empty: that would be a write of nothing, again and again.
-            self.pieces
-                .extend([4, 4, len - 8].into_iter().filter(|piece| *piece > 0));
+            self.pieces.extend(pieces.into_iter().filter(|piece| *piece > 0));
         }
+        self.release_overflow(&pieces);
     }
 
     pub(super) fn put_bytes(&mut self, bytes: &[u8]) {
@@ -97,6 +98,7 @@ impl Wire {
         if self.buffer_size == UNBUFFERED && !bytes.is_empty() {
             self.pieces.push_back(bytes.len());
         }
+        self.release_overflow(&[bytes.len()]);
     }
 
     /// What was put until now is the last that is written.
@@ -147,12 +149,21 @@ impl Wire {
         self.released = self.out.len();
     }
 
-    /// What exceeds nsqd's output buffer leaves it, in pieces of its size.
-    pub(super) fn release_overflow(&mut self) {
-        let held = self.held();
-        if held > self.buffer_size {
-            self.released += held / self.buffer_size * self.buffer_size;
+    /// What exceeds nsqd's output buffer leaves it: of the pieces that were put last, one that does not fit fills the buffer,
+    /// which is written, and of a larger rest nothing is kept.
+    fn release_overflow(&mut self, pieces: &[usize]) {
+        if !self.delayed.is_empty() {
+            return;
         }
+        let mut held = self.held() - pieces.iter().sum::<usize>();
+        for piece in pieces {
+            held = match (held + piece).checked_sub(self.buffer_size) {
+                None | Some(0) => held + piece,
+                Some(rest) if held > 0 && rest <= self.buffer_size => rest,
+                Some(_) => 0,
+            };
+        }
+        self.released = self.out.len() - held;
     }
 
     /// How many bytes wait for a release.
