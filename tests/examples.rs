@@ -368,6 +368,13 @@ async fn test_broker_is_both_daemons_and_they_find_each_other() {
     let consumer = ["--lookupd", lookupd.address("HTTP"), "--channel", CHANNEL];
     let ended = run("consumer", &[&topic[..], &consumer].concat()).await;
     ended.assert_success("handled 100");
+    #[cfg(unix)]
+    {
+        terminate(&lookupd.child).await;
+        let ended = end_of(lookupd.child).await;
+        let nsqd = format!("nsqd 1.3.0 at {}", nsqd.address("TCP"));
+        assert!(ended.code == Some(0) && ended.stderr.contains(&nsqd), "{ended:#?}");
+    }
 }
 
 #[tokio::test]

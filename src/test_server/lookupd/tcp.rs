@@ -144,6 +144,8 @@ impl Session {
             id
         });
         self.node = Some(id);
+        let nsqd = identity.tcp_address();
+        tracing::info!("client: nsqd {} at {nsqd} from {}", identity.version, self.remote);
         Ok(json::to_vec(&self.shared.identity))
     }
 
