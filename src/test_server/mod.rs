@@ -63,6 +63,8 @@ mod record;
 mod server;
 mod tls;
 
+use std::time::Duration;
+
 pub use auth::{AuthFaults, AuthRequest, AuthServer, AuthWaitError, Grant, Permission};
 pub use flags::FlagError;
 pub use lookupd::{
@@ -77,3 +79,6 @@ pub use tls::{ClientAuth, ServerTls, TlsRequired};
 
 /// The version of nsqd and nsqlookupd that is reimplemented.
 const VERSION: &str = "1.3.0";
+
+/// No duration is longer than this: a century, which any clock can add.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

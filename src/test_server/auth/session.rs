@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::pattern::translate;
 use crate::protocol::Secret;
+use crate::test_server::LONGEST;
 use crate::test_server::http::{Patience, encode, get};
 use crate::test_server::json::{self, Members, Mismatch};
 use crate::transport::Connector;
@@ -21,9 +22,6 @@ const MAX_ANSWER: usize = 1024 * 1024;
 /// How many regular expressions an answer may hold, and how large each may become. nsqd has no such limits.
 const MAX_REGEXES: usize = 1_000;
 const MAX_REGEX: usize = 256 * 1024;
-
-/// The longest that is reckoned with: a century, which any clock can add.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What one connection may do, and until when that is believed.
 #[derive(Debug)]

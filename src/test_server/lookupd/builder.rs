@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use super::Lookupd;
 use super::registry::Lifetimes;
+use crate::test_server::LONGEST;
 use crate::test_server::flags::{FlagError, parse_duration};
 use crate::test_server::listener::{Door, split_address};
 use crate::transport::MemoryNetwork;
-
-/// No duration is longer than this: a century, which any clock can add.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Configures a [`Lookupd`]. The defaults are nsqlookupd's, but for where it listens.
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use self::registry::Lifetimes;
+use super::LONGEST;
 use super::http::{Router, Script};
 use super::listener::{Door, split_address};
 use super::record::Record;
@@ -32,9 +33,6 @@ pub use state::{
 
 /// The deadline of [`Lookupd::wait_for`].
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// No deadline is further away: a century, which any clock can add.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How many requests and how many commands are remembered, and how many bytes of each.
 const RECORD: (usize, usize) = (10_000, 4 * 1024 * 1024);

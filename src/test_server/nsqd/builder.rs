@@ -9,12 +9,10 @@ use std::time::Duration;
 use super::Nsqd;
 use super::doors::Doors;
 use super::options::Options;
+use crate::test_server::LONGEST;
 use crate::test_server::lookupd::{Lookupd, Registry};
 use crate::test_server::tls::{ClientAuth, ServerTls, TlsRequired};
 use crate::transport::{Connector, MemoryNetwork, TcpConnector};
-
-/// No duration is longer than this: a century, which any clock can add.
-pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Configures an [`Nsqd`]. The defaults are nsqd's; every option can also be set by the name of its flag with
 /// [`flag`](Self::flag).

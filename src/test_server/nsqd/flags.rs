@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::NsqdBuilder;
-use super::builder::LONGEST;
+use crate::test_server::LONGEST;
 use crate::test_server::flags::{FlagError, parse_bool, parse_duration};
 use crate::test_server::tls::{ClientAuth, TlsRequired};
 

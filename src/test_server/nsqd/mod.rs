@@ -31,10 +31,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::broker::Shared;
-use self::builder::{LONGEST, Places};
+use self::builder::Places;
 use self::doors::Doors;
 use self::http::Sides;
 use self::options::Options;
+use super::LONGEST;
 use super::listener::split_address;
 use super::lookupd::{Identity, Registration, Registry};
 use crate::error::{Error, Result};

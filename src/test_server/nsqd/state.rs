@@ -14,10 +14,12 @@ use super::client::{Client, Link, Phase};
 use super::faults::{AcceptFault, Script};
 use super::message::WallClock;
 use super::options::Options;
-use super::record::Record;
+use super::record::MAX_BYTES;
+use super::stats::Received;
 use super::topic::Topic;
 use crate::protocol::{Message, MessageId};
 use crate::test_server::lookupd::Registration;
+use crate::test_server::record::Record;
 
 pub(super) struct State {
     pub(super) options: Options,
@@ -33,7 +35,7 @@ pub(super) struct State {
     /// Why the latest publish could not be stored, if it could not.
     pub(super) unhealthy: Option<&'static str>,
     pub(super) script: Script,
-    pub(super) record: Record,
+    pub(super) record: Record<Received>,
     pub(super) registrations: Vec<Registration>,
     /// What the clock sleeps for.
     next_due: Option<Instant>,
@@ -46,7 +48,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(options: Options, registrations: Vec<Registration>) -> Self {
-        let record = Record::new(options.record);
+        let record = Record::new(options.record, MAX_BYTES);
         Self {
             options,
             started: Instant::now(),

@@ -13,6 +13,7 @@ use crate::protocol::{
 use crate::test_server::nsqd::channel::Refusal;
 use crate::test_server::nsqd::client::Phase;
 use crate::test_server::nsqd::faults::CommandFault;
+use crate::test_server::nsqd::record::body_bytes;
 use crate::test_server::nsqd::state::State;
 use crate::test_server::nsqd::stats::Received;
 use crate::test_server::tls::TlsRequired;
@@ -208,11 +209,13 @@ impl Session {
             return result.map(|()| Step::Wait);
         }
         if !state.record.is_off() {
-            state.record.push(Received {
+            let weight = body_bytes(&command);
+            let received = Received {
                 connection: self.id,
                 at: now,
                 command,
-            });
+            };
+            state.record.push(received, weight);
         }
         result?;
         self.has_spoken = true;
