@@ -84,8 +84,8 @@ mod producer;
 
 pub use config::ConnectionConfig;
 pub use consumer::{
-    BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats, Handler, HandlerError,
-    Message, PauseReason,
+    AnswerRefused, Answering, BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
+    Handler, HandlerError, Message, MessageRef, PauseReason,
 };
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};

@@ -3,23 +3,24 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Consumer;
+use super::desk::{Desk, Rules};
 use super::flow::{Flow, FlowOptions};
 use super::handler::Handler;
 use super::inbox::Inbox;
 use super::lookout::Lookout;
-use super::mailbox::Mailbox;
 use super::message::Message;
 use super::node;
-use super::state::{Counts, State};
+use super::refusal::AnswerRefused;
+use super::state::State;
 use super::supervisor::Supervisor;
-use super::worker::{Rules, Shop, Worker};
+use super::worker::{Shop, Worker};
 use crate::backoff::{Backoff, Exponential};
 use crate::config::{ConnectionConfig, address};
 use crate::discovery::{Discovery, DiscoveryOptions};
@@ -83,12 +84,7 @@ impl ConsumerBuilder {
             },
             backoff: Arc::new(Exponential::default()),
             concurrency: None,
-            rules: Rules {
-                max_attempts: 5,
-                default_requeue_delay: Duration::from_secs(90),
-                max_requeue_delay: Duration::from_secs(15 * 60),
-                give_up: None,
-            },
+            rules: Rules::default(),
         }
     }
 
@@ -161,8 +157,22 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The delay of a requeue after an error that names none, times the message's attempts so far. Default: 90 s, as in go-nsq. Allowed: up to one
-    /// hour.
+    /// Is called when nsqd has refused an answer, because the message's `msg_timeout` had passed (E_FIN_FAILED,
+    /// E_REQ_FAILED, E_TOUCH_FAILED): nsqd has delivered the message again, so it is handled twice. Default: nothing,
+    /// beyond a warning in the log and a count in the statistics.
+    ///
+    /// A refused FIN or REQ makes the consumer back off, as a failed message does: it is the commonest sign of handlers
+    /// that are slower than `msg_timeout` allows.
+    ///
+    /// The hook runs in the task that looks after the consumer, so it must be quick. At most 1,024 refusals wait for it;
+    /// more at once are only counted.
+    pub fn on_answer_refused(mut self, hook: impl Fn(&AnswerRefused) + Send + Sync + 'static) -> Self {
+        self.rules.answer_refused = Some(Arc::new(hook));
+        self
+    }
+
+    /// The delay of a requeue after an error that names none, times the message's attempts so far. Default: 90 s, as in
+    /// go-nsq. Allowed: up to one hour.
     pub fn default_requeue_delay(mut self, delay: Duration) -> Self {
         self.rules.default_requeue_delay = delay;
         self
@@ -225,17 +235,12 @@ impl ConsumerBuilder {
         let concurrency = self.worker_count();
         let discovery = self.new_discovery(&topic)?;
         let inbox = Arc::new(Inbox::new(concurrency));
-        let mailbox = Arc::new(Mailbox::default());
-        let counts = Arc::new(Counts::default());
-        let reports_success = Arc::new(AtomicBool::new(false));
+        let desk = Arc::new(Desk::new(self.rules));
         let shop = Arc::new(Shop {
             handler,
             lookout: Lookout::new(Arc::clone(&inbox)),
             inbox: Arc::clone(&inbox),
-            mailbox: Arc::clone(&mailbox),
-            rules: self.rules,
-            counts: Arc::clone(&counts),
-            reports_success: Arc::clone(&reports_success),
+            desk: Arc::clone(&desk),
         });
         let mut workers = JoinSet::new();
         for number in 0..concurrency {
@@ -249,8 +254,7 @@ impl ConsumerBuilder {
                 topic: topic.clone(),
                 channel: channel.clone(),
                 inbox,
-                mailbox,
-                counts: Arc::clone(&counts),
+                desk: Arc::clone(&desk),
                 next_id: AtomicU64::new(0),
             }),
             flow: Flow::new(self.flow, Box::new(self.backoff), fastrand::u64(..)),
@@ -260,8 +264,8 @@ impl ConsumerBuilder {
             node_tasks: JoinSet::new(),
             workers,
             links: BTreeMap::new(),
+            outlived: BTreeMap::new(),
             broken: 0,
-            reports_success,
             control,
             state,
         };
@@ -271,7 +275,7 @@ impl ConsumerBuilder {
             channel,
             control: control_sender,
             state: state_seen,
-            counts,
+            desk,
         })
     }
 

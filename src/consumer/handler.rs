@@ -163,7 +163,7 @@ impl HandlerError {
         self
     }
 
-    fn new(verdict: Verdict) -> Self {
+    pub(super) fn new(verdict: Verdict) -> Self {
         Self { verdict, source: None }
     }
 }

@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use tokio::time::Instant;
+
 use super::answers::{Answer, Answers};
+use super::flow::ConnectionId;
 use super::link::Link;
-use crate::protocol;
+use crate::protocol::{self, MessageId};
 
 /// The most that one worker takes at once. One lock per 64 messages is below what can be measured.
 const LARGEST_TAKE: usize = 64;
@@ -21,10 +24,12 @@ const LARGEST_TAKE: usize = 64;
 const EAGER_TAKE: usize = 4;
 
 /// A message and the connection that delivered it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Delivery {
     pub(super) message: protocol::Message,
     pub(super) link: Arc<Link>,
+    /// When it was read.
+    pub(super) delivered_at: Instant,
 }
 
 /// Messages that are delivered and not begun.
@@ -62,8 +67,8 @@ struct Group {
 struct Taken {
     messages: VecDeque<Delivery>,
     answers: Answers,
-    /// Whether the worker is handling a message.
-    handling: bool,
+    /// The message that the worker is handling.
+    handling: Option<(ConnectionId, MessageId)>,
     /// Whether the handler is being polled, so that it has the thread.
     polled: bool,
     /// Whether it was found not to have moved.
@@ -183,7 +188,7 @@ impl Inbox {
     pub(super) fn next(&self, worker: usize, answer: Option<Answer>) -> Next {
         let mut group = self.groups[worker].lock();
         group.moved = true;
-        group.handling = false;
+        group.handling = None;
         group.polled = false;
         if let Some(answer) = answer {
             if group.answers.push(answer) {
@@ -193,7 +198,7 @@ impl Inbox {
         let Some(delivery) = group.messages.pop_front() else {
             return Next::Nothing;
         };
-        group.handling = true;
+        group.handling = Some((delivery.link.id, delivery.message.id));
         group.polled = true;
         Next::Message(delivery)
     }
@@ -230,14 +235,14 @@ impl Inbox {
     /// A worker has ended, perhaps in the middle of a handler.
     pub(super) fn retire(&self, worker: usize) {
         let mut group = self.groups[worker].lock();
-        group.handling = false;
+        group.handling = None;
         group.polled = false;
         group.answers.hand_over();
     }
 
-    /// How many workers are handling a message.
-    pub(super) fn handling(&self) -> usize {
-        self.groups.iter().filter(|group| group.lock().handling).count()
+    /// The messages that workers are handling.
+    pub(super) fn handling(&self) -> Vec<(ConnectionId, MessageId)> {
+        self.groups.iter().filter_map(|group| group.lock().handling).collect()
     }
 
     /// A worker is through with its group.
@@ -395,11 +400,10 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::super::flow::ConnectionId;
+    use super::super::desk::Desk;
     use super::super::link::Command;
-    use super::super::mailbox::Mailbox;
     use super::*;
-    use crate::protocol::MessageId;
+    use crate::protocol::IdentifyResponse;
 
     #[derive(Default)]
     struct Woken(AtomicUsize);
@@ -414,8 +418,8 @@ mod tests {
         let link = Arc::new(Link::new(
             ConnectionId(1),
             Arc::from("nsqd:4150"),
-            2500,
-            Arc::new(Mailbox::default()),
+            &IdentifyResponse::default(),
+            Arc::new(Desk::default()),
         ));
         (0..count)
             .map(|number| Delivery {
@@ -426,6 +430,7 @@ mod tests {
                     body: Bytes::new(),
                 },
                 link: Arc::clone(&link),
+                delivered_at: Instant::now(),
             })
             .collect()
     }
@@ -537,7 +542,7 @@ mod tests {
         assert_eq!(inbox.relieve_stuck(), Look::Again { stuck: true });
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         let mut commands = Vec::new();
-        link.take(&mut commands, 0, Waker::noop());
+        link.take(&mut commands, &mut Vec::new(), 0, Waker::noop());
         assert_eq!(commands, [Command::Finish(id)]);
     }
 

@@ -3,16 +3,28 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
+use tokio::sync::oneshot;
+
+use super::desk::Desk;
 use super::flow::{ConnectionId, PauseReason};
-use super::mailbox::Mailbox;
+use super::mailbox::Event;
+use super::refusal::{AnswerRefused, Watch, Watches, refused_id};
 use super::state::ConnectionStats;
 use crate::error::{Error, ErrorKind, Result, Step};
-use crate::protocol::MessageId;
+use crate::protocol::{ErrorCode, IdentifyResponse, MessageId};
 
 /// How many TOUCHes may wait for the socket. Everything else in the queue is bounded by what is in flight; only
 /// touches could be sent without end.
 const MAX_TOUCHES: usize = 4096;
+
+/// What the ids begin with that [`Link::next_marker`] makes. A message's id is hexadecimal.
+const MARKER: &str = "confirm-";
+
+fn is_marker(id: &MessageId) -> bool {
+    id.as_bytes().starts_with(MARKER.as_bytes())
+}
 
 /// What a connection is told to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +33,46 @@ pub(super) enum Command {
     Requeue {
         id: MessageId,
         delay_ms: u64,
+        purpose: Purpose,
     },
     Touch(MessageId),
+    /// nsqd has taken the message back, so it is in flight no more and nothing is to be written.
+    #[expect(
+        dead_code,
+        reason = "for handlers that are stopped because their message was taken back"
+    )]
+    Forget(MessageId),
     Rdy(u32),
     /// Ask nsqd for no more messages.
     StartClose,
     /// Close once every message is answered and nsqd has confirmed that there will be no more.
     Close,
 }
+
+/// Why a message is requeued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It was not handled.
+    Failed,
+    /// No handler has begun with it.
+    Unstarted,
+    /// Its handler was stopped in the middle.
+    Abandoned,
+}
+
+impl Command {
+    /// Gives a message back at once: no attempt of ours was spent on it, or the consumer is ending.
+    pub(super) fn give_back(id: MessageId, purpose: Purpose) -> Self {
+        Self::Requeue {
+            id,
+            delay_ms: 0,
+            purpose,
+        }
+    }
+}
+
+/// Is told when everything that was queued before it has been written to the socket, or that it will not be.
+pub(super) type Written = oneshot::Sender<Result<()>>;
 
 /// One connection, from its handshake to its end. A new connection to the same nsqd is a new link, so that an answer
 /// can never reach a connection that did not deliver its message.
@@ -38,8 +82,15 @@ pub(super) struct Link {
     pub(super) address: Arc<str>,
     /// What nsqd allows at most.
     pub(super) max_rdy_count: u32,
+    /// How long nsqd waits for an answer, from a delivery or a TOUCH on.
+    pub(super) msg_timeout: Duration,
+    /// How long after the delivery a TOUCH can move that at most.
+    pub(super) max_msg_timeout: Duration,
+    pub(super) desk: Arc<Desk>,
     outbox: Mutex<Outbox>,
-    mailbox: Arc<Mailbox>,
+    watches: Arc<Watches>,
+    /// How many times an answer was confirmed: see [`Link::next_marker`].
+    markers: AtomicU32,
     // Sequentially consistent, all four: the session writes a count and then reads the marks, the supervisor writes the
     // marks and then reads the counts, and one of the two has to see the other's.
     in_flight: AtomicU32,
@@ -55,6 +106,8 @@ pub(super) struct Link {
 struct Outbox {
     commands: Vec<Command>,
     touches: usize,
+    /// Who wants to know when what is queued has been written.
+    written: Vec<Written>,
     /// Whether something is queued that is not to wait for company.
     urgent: bool,
     driver: Option<Waker>,
@@ -62,13 +115,17 @@ struct Outbox {
 }
 
 impl Link {
-    pub(super) fn new(id: ConnectionId, address: Arc<str>, max_rdy_count: u32, mailbox: Arc<Mailbox>) -> Self {
+    pub(super) fn new(id: ConnectionId, address: Arc<str>, granted: &IdentifyResponse, desk: Arc<Desk>) -> Self {
         Self {
             id,
             address,
-            max_rdy_count,
+            max_rdy_count: granted.max_rdy_count,
+            msg_timeout: Duration::from_millis(granted.msg_timeout),
+            max_msg_timeout: Duration::from_millis(granted.max_msg_timeout),
+            desk,
             outbox: Mutex::default(),
-            mailbox,
+            watches: Arc::default(),
+            markers: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             received: AtomicU64::new(0),
             notify_below: AtomicU32::new(0),
@@ -81,16 +138,25 @@ impl Link {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn gone(&self) -> Error {
+        Error::new(
+            ErrorKind::ConnectionLost,
+            Step::Handle,
+            "the connection that delivered the message is gone; nsqd will deliver it again",
+        )
+        .at(&self.address)
+    }
+
+    /// Whether the connection still takes answers.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.lock().closed { Err(self.gone()) } else { Ok(()) }
+    }
+
     /// Queues one command.
     pub(super) fn send(&self, command: Command) -> Result<()> {
         let mut outbox = self.lock();
         if outbox.closed {
-            return Err(Error::new(
-                ErrorKind::ConnectionLost,
-                Step::Handle,
-                "the connection that delivered the message is gone; nsqd will deliver it again",
-            )
-            .at(&self.address));
+            return Err(self.gone());
         }
         if matches!(command, Command::Touch(_)) {
             if outbox.touches >= MAX_TOUCHES {
@@ -112,6 +178,64 @@ impl Link {
         Ok(())
     }
 
+    /// Resolves once everything that is queued now has been written to the socket.
+    pub(super) fn written(&self) -> oneshot::Receiver<Result<()>> {
+        let (written, receiver) = oneshot::channel();
+        self.tell_when_written(written);
+        receiver
+    }
+
+    pub(super) fn tell_when_written(&self, written: Written) {
+        let mut outbox = self.lock();
+        if outbox.closed {
+            drop(outbox);
+            // Who has stopped waiting need not be told.
+            let _nobody_waits = written.send(Err(self.gone()));
+            return;
+        }
+        // One for each answer given by hand, so it is bounded by what is in flight.
+        outbox.written.push(written);
+        let driver = outbox.driver.take();
+        drop(outbox);
+        driver.into_iter().for_each(Waker::wake);
+    }
+
+    /// Watches a message for nsqd's refusal of an answer to it, and for the connection's end.
+    pub(super) fn watch(&self, id: MessageId) -> Watch {
+        self.watches.watch(id)
+    }
+
+    /// nsqd has refused FIN, REQ or TOUCH.
+    pub(super) fn refused(&self, code: ErrorCode, text: &str) {
+        let id = refused_id(text);
+        let error = Error::rejected(Step::Handle, text).at(&self.address);
+        let watched = id.is_some_and(|id| self.watches.refuse(id, error));
+        if watched && id.is_some_and(|id| is_marker(&id)) {
+            return;
+        }
+        tracing::warn!(
+            nsqd = %self.address,
+            "{text}: nsqd has taken the message back, because it was not answered within msg_timeout ({:?})",
+            self.msg_timeout
+        );
+        self.desk.counts.refused.fetch_add(1, Ordering::Relaxed);
+        self.desk.mailbox.send(Event::Refused(AnswerRefused {
+            nsqd: Arc::clone(&self.address),
+            id,
+            code,
+            text: text.to_owned(),
+        }));
+    }
+
+    /// An id that no message has. nsqd refuses a TOUCH of it, after it has carried out everything sent before: the one
+    /// answer that it gives to a subscribed client.
+    pub(super) fn next_marker(&self) -> MessageId {
+        let number = self.markers.fetch_add(1, Ordering::Relaxed);
+        let mut id = [0; MessageId::LEN];
+        id.copy_from_slice(format!("{MARKER}{number:08x}").as_bytes());
+        MessageId::new(id)
+    }
+
     /// Tells nsqd to send nothing more, and the session to close once everything is answered.
     pub(super) fn leave(&self) {
         for command in [Command::StartClose, Command::Close] {
@@ -126,6 +250,10 @@ impl Link {
         let mut outbox = self.lock();
         if outbox.closed {
             tracing::debug!(nsqd = %self.address, count = answers.len(), "answers come too late, the connection is gone");
+            self.desk
+                .counts
+                .unsent
+                .fetch_add(answers.len() as u64, Ordering::Relaxed);
             answers.clear();
             return false;
         }
@@ -137,9 +265,19 @@ impl Link {
 
     /// Swaps what is queued into `commands`, which is empty. With fewer than `at_least` queued, none of them urgent,
     /// leaves them.
-    pub(super) fn take(&self, commands: &mut Vec<Command>, at_least: usize, waker: &Waker) -> Queue {
+    pub(super) fn take(
+        &self,
+        commands: &mut Vec<Command>,
+        written: &mut Vec<Written>,
+        at_least: usize,
+        waker: &Waker,
+    ) -> Queue {
         let mut outbox = self.lock();
+        written.append(&mut outbox.written);
         if outbox.commands.is_empty() {
+            if !written.is_empty() {
+                return Queue::Taken;
+            }
             match &mut outbox.driver {
                 Some(driver) => driver.clone_from(waker),
                 none => *none = Some(waker.clone()),
@@ -147,6 +285,7 @@ impl Link {
             return Queue::Empty;
         }
         if outbox.commands.len() < at_least && !outbox.urgent {
+            outbox.written.append(written);
             return Queue::Few;
         }
         std::mem::swap(&mut outbox.commands, commands);
@@ -155,12 +294,25 @@ impl Link {
         Queue::Taken
     }
 
-    /// The connection has ended: commands are refused from now on. Returns how many were still queued.
+    /// The connection has ended: commands are refused from now on. Returns how many answers were still queued.
     pub(super) fn end(&self) -> usize {
         let mut outbox = self.lock();
         outbox.closed = true;
         outbox.driver = None;
-        std::mem::take(&mut outbox.commands).len()
+        let unsent = std::mem::take(&mut outbox.commands);
+        let waiting = std::mem::take(&mut outbox.written);
+        drop(outbox);
+        let gone = self.gone();
+        for written in waiting {
+            // Who has stopped waiting need not be told.
+            let _nobody_waits = written.send(Err(gone.clone()));
+        }
+        self.watches.end(&gone);
+        self.desk.forget(self);
+        let answers = unsent.iter();
+        answers
+            .filter(|command| matches!(command, Command::Finish(_) | Command::Requeue { .. }))
+            .count()
     }
 
     /// Gives back what a burst has made the queue grow to.
@@ -206,7 +358,7 @@ impl Link {
         if below || above {
             self.notify_below.store(0, Ordering::SeqCst);
             self.notify_above.store(u32::MAX, Ordering::SeqCst);
-            self.mailbox.notify();
+            self.desk.mailbox.notify();
         }
     }
 

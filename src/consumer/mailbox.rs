@@ -1,11 +1,12 @@
 //! What the supervisor is told by connections and workers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
 use super::flow::Outcome;
-use super::link::{Command, Link};
+use super::link::{Command, Link, Written};
+use super::refusal::AnswerRefused;
 use crate::error::Error;
 
 /// News for the supervisor.
@@ -30,21 +31,47 @@ pub(super) enum Event {
         link: Arc<Link>,
         answer: Command,
         outcome: Outcome,
+        /// Who wants to know when the answer is written.
+        written: Option<Written>,
     },
+    /// nsqd has refused an answer.
+    Refused(AnswerRefused),
 }
 
-/// The supervisor's mailbox. It is bounded by what it is about: an event per message in flight, and a few per
-/// connection.
+/// How many refused answers may wait for the supervisor. nsqd sends one for each answer that comes too late; a peer could
+/// send them without end.
+const MOST_REFUSALS: usize = 1024;
+
+/// The supervisor's mailbox. It is bounded by what it is about: an event per message in flight, a few per connection, and
+/// refusals up to a limit.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    events: Mutex<Vec<Event>>,
+    events: Mutex<Events>,
     arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Events {
+    waiting: Vec<Event>,
+    refusals: usize,
 }
 
 impl Mailbox {
     pub(super) fn send(&self, event: Event) {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        let mut events = self.lock();
+        if matches!(event, Event::Refused(_)) {
+            if events.refusals >= MOST_REFUSALS {
+                return;
+            }
+            events.refusals += 1;
+        }
+        events.waiting.push(event);
+        drop(events);
         self.arrived.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Events> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the supervisor look around.
@@ -61,6 +88,6 @@ impl Mailbox {
     }
 
     pub(super) fn take(&self) -> Vec<Event> {
-        std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.lock()).waiting
     }
 }

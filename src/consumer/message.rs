@@ -1,26 +1,65 @@
 //! A message as a handler sees it.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
+use super::answering::{Answering, Sent};
+use super::desk::Claim;
+use super::handler::Verdict;
+use super::inbox::Delivery;
+use super::lease::Lease;
 use super::link::{Command, Link};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, MessageId};
 
 /// A message delivered by nsqd.
 ///
-/// The handler's result answers it; the message itself only tells about it, and can be [touched](Self::touch).
+/// # Who answers it
+/// nsqd waits for one answer to each message, FIN or REQ. There is one way to give it for each way to get the message:
+///
+/// * A [`Handler`](super::Handler)'s result answers its message. The message itself need not be answered.
+/// * A message of a [`MessageStream`](super::MessageStream), or one that was [taken over](Self::take_over) from a handler, is
+///   *owned*: [`finish`](Self::finish), [`requeue`](Self::requeue) or [`give_up`](Self::give_up) answers it. They consume
+///   the message, so there is no second answer.
+///
+/// # Drop
+/// An owned message that is dropped unanswered is requeued with the default delay and counts as a failure, since whoever
+/// dropped it has not handled it. Dropping the message of a handler does nothing.
 pub struct Message {
     content: protocol::Message,
     link: Arc<Link>,
+    delivered_at: Instant,
+    duty: Duty,
+    /// When it was last touched, in milliseconds after the delivery. For a handler's message, the lease has it.
+    touched_ms: AtomicU32,
+}
+
+/// Who is to answer a message.
+enum Duty {
+    /// The handler's result, unless the lease is taken over.
+    Handler(Arc<Lease>),
+    /// Whoever holds the message.
+    Owned(Claim),
+    /// Nobody: it is answered.
+    Answered,
 }
 
 impl Message {
-    pub(super) fn new(content: protocol::Message, link: Arc<Link>) -> Self {
-        Self { content, link }
+    /// A message that a handler's result answers.
+    pub(super) fn of_handler(delivery: Delivery, lease: Arc<Lease>) -> Self {
+        Self {
+            content: delivery.message,
+            link: delivery.link,
+            delivered_at: delivery.delivered_at,
+            duty: Duty::Handler(lease),
+            touched_ms: AtomicU32::new(0),
+        }
     }
 
     /// What was published.
@@ -34,9 +73,11 @@ impl Message {
     }
 
     /// What was published, without a copy. See [`body`](Self::body) on keeping it.
+    ///
+    /// The message is dropped: one that is owned is requeued.
     #[must_use]
     pub fn into_body(self) -> Bytes {
-        self.content.body
+        self.content.body.clone()
     }
 
     /// The id, unique within a topic of one nsqd.
@@ -70,17 +111,220 @@ impl Message {
         &self.link.address
     }
 
+    /// How long nsqd will wait for the answer from now on; zero once it has taken the message back.
+    ///
+    /// It is nsqd's `msg_timeout` from the delivery or the last [`touch`](Self::touch) on, and at most its
+    /// `max-msg-timeout` from the delivery on, by this host's clock and without the time that the message took to come
+    /// here: nsqd may be earlier by that.
+    #[must_use]
+    pub fn time_left(&self) -> Duration {
+        let touched = Duration::from_millis(u64::from(self.touched_ms().load(Ordering::Relaxed)));
+        let patience = (touched + self.link.msg_timeout).min(self.link.max_msg_timeout.max(self.link.msg_timeout));
+        patience.saturating_sub(self.delivered_at.elapsed())
+    }
+
+    fn touched_ms(&self) -> &AtomicU32 {
+        match &self.duty {
+            Duty::Handler(lease) => &lease.touched_ms,
+            Duty::Owned(_) | Duty::Answered => &self.touched_ms,
+        }
+    }
+
     /// Makes nsqd's timeout for this message begin anew (TOUCH), for a handler that takes long. nsqd allows it up to
     /// its `max-msg-timeout` (15 min by default) after the delivery.
     ///
-    /// It returns when the command is queued; nsqd does not answer it.
+    /// It returns when the command is queued; nsqd answers it only if it is too late (see [`lost`](Self::lost)).
     ///
     /// # Errors
     /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the connection that delivered the message
     /// is gone: nsqd will deliver it again whatever this handler does.
     /// [`ErrorKind::NotSent`](crate::ErrorKind::NotSent) if thousands of touches wait already.
     pub fn touch(&self) -> Result<()> {
-        self.link.send(Command::Touch(self.content.id))
+        self.link.send(Command::Touch(self.content.id))?;
+        let since = u32::try_from(self.delivered_at.elapsed().as_millis()).unwrap_or(u32::MAX);
+        self.touched_ms().store(since, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Resolves once this message is known to be lost to this consumer, with the reason: nsqd has refused a FIN, REQ or
+    /// TOUCH of it because its `msg_timeout` had passed, or the connection has ended. In both cases nsqd delivers it
+    /// again, here or elsewhere. As long as neither happens, it waits.
+    ///
+    /// The future borrows nothing and may outlive the message.
+    pub fn lost(&self) -> impl Future<Output = Error> + Send + use<> {
+        let mut watch = self.link.watch(self.content.id);
+        async move { watch.refused().await }
+    }
+
+    /// Takes the message out of its handler's hands: the handler's result does not answer it any more, whoever holds it
+    /// does (go-nsq's `DisableAutoResponse`). It counts as in flight until then.
+    ///
+    /// A message that is owned already stays as it is.
+    ///
+    /// ```
+    /// use async_nsq::{BoxError, Message};
+    /// use tokio::sync::mpsc;
+    ///
+    /// async fn hand_on(message: Message, writer: mpsc::Sender<Message>) -> Result<(), BoxError> {
+    ///     // If the writer is gone, the message comes back in the error, is dropped, and so is requeued.
+    ///     writer.send(message.take_over()).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    #[must_use = "a message that is dropped unanswered is requeued"]
+    pub fn take_over(mut self) -> Self {
+        if let Duty::Handler(lease) = &self.duty {
+            self.touched_ms = AtomicU32::new(lease.touched_ms.load(Ordering::Relaxed));
+            self.duty = if lease.claim() {
+                Duty::Owned(self.link.desk.hold(&self.link, self.content.id))
+            } else {
+                Duty::Answered
+            };
+        }
+        self
+    }
+
+    /// Finishes the message (FIN).
+    ///
+    /// FIN is queued when this is called; what is returned need not be awaited, it only tells when FIN is written. In a
+    /// handler, the handler's result does not answer the message any more.
+    ///
+    /// # Errors
+    /// When awaited: [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the connection that delivered the
+    /// message is gone, [`ErrorKind::Shutdown`](crate::ErrorKind::Shutdown) if the consumer has given the message
+    /// back. In both cases nsqd delivers it again.
+    ///
+    /// NSQ does not confirm a FIN. One that comes after `msg_timeout` is refused later: see
+    /// [`on_answer_refused`](super::ConsumerBuilder::on_answer_refused) and [`finish_confirmed`](Self::finish_confirmed).
+    ///
+    /// # Cancel safety
+    /// Dropping what is returned changes nothing.
+    pub fn finish(self) -> Answering {
+        self.answer(Ok(()))
+    }
+
+    /// Requeues the message (REQ) after `delay`, or the consumer's default delay times the attempts if it is `None`. It
+    /// counts as a failure, on which the consumer backs off.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    ///
+    /// # Cancel safety
+    /// Dropping what is returned changes nothing.
+    pub fn requeue(self, delay: impl Into<Option<Duration>>) -> Answering {
+        let delay = delay.into();
+        self.answer(Err(Verdict::Requeue { delay, backoff: true }))
+    }
+
+    /// Requeues the message like [`requeue`](Self::requeue), but it does not count as a failure.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    ///
+    /// # Cancel safety
+    /// Dropping what is returned changes nothing.
+    pub fn requeue_without_backoff(self, delay: impl Into<Option<Duration>>) -> Answering {
+        let delay = delay.into();
+        self.answer(Err(Verdict::Requeue { delay, backoff: false }))
+    }
+
+    /// Finishes the message and waits until nsqd has carried it out.
+    ///
+    /// NSQ has no answer to FIN but a refusal that comes later or never. So this sends a TOUCH of a message that does not
+    /// exist after it: nsqd refuses that, and when the refusal arrives, FIN has been carried out or was refused
+    /// before. It costs a round trip and a line in nsqd's log for each message.
+    ///
+    /// # Errors
+    /// Those of [`finish`](Self::finish), and [`ErrorKind::Rejected`](crate::ErrorKind::Rejected) with
+    /// [`FinFailed`](protocol::ErrorCode::FinFailed) if FIN came too late: nsqd has delivered the message again.
+    ///
+    /// # Cancel safety
+    /// FIN is queued at the first poll. Dropping the future later changes nothing.
+    pub async fn finish_confirmed(self) -> Result<()> {
+        let link = Arc::clone(&self.link);
+        let mut refusal = link.watch(self.content.id);
+        self.finish().await?;
+        let marker = link.next_marker();
+        let mut confirmation = link.watch(marker);
+        link.send(Command::Touch(marker))?;
+        tokio::select! {
+            biased;
+            refused = refusal.refused() => Err(refused),
+            confirmed = confirmation.refused() => match confirmed.kind() {
+                ErrorKind::Rejected => Ok(()),
+                _ => Err(confirmed),
+            },
+        }
+    }
+
+    /// Gives the message up: the consumer's give-up hook is called with it, and it is finished.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is done drops the message, which requeues it.
+    pub async fn give_up(self) -> Result<()> {
+        let message = self.take_over();
+        let verdict = message.link.desk.give_up(Some(message.copy())).await;
+        message.answer(verdict).await
+    }
+
+    /// The same message for a hook, which does not answer it.
+    fn copy(&self) -> Self {
+        Self {
+            content: self.content.clone(),
+            link: Arc::clone(&self.link),
+            delivered_at: self.delivered_at,
+            duty: Duty::Answered,
+            touched_ms: AtomicU32::new(self.touched_ms().load(Ordering::Relaxed)),
+        }
+    }
+
+    fn answer(mut self, verdict: Result<(), Verdict>) -> Answering {
+        let good = match std::mem::replace(&mut self.duty, Duty::Answered) {
+            Duty::Handler(lease) => lease.claim(),
+            Duty::Owned(claim) => self.link.desk.release(claim),
+            Duty::Answered => false,
+        };
+        if !good {
+            return Answering::failed(self.no_longer_ours());
+        }
+        let sent = self
+            .link
+            .desk
+            .answer(&self.link, self.content.id, self.content.attempts, verdict);
+        match sent {
+            Ok(None) => Answering::new(Sent::Queued(Arc::clone(&self.link))),
+            Ok(Some(written)) => Answering::new(Sent::Told(written)),
+            Err(error) => Answering::failed(error),
+        }
+    }
+
+    /// Why a message cannot be answered although it was not, by its holder.
+    fn no_longer_ours(&self) -> Error {
+        match self.link.check() {
+            Err(gone) => gone,
+            Ok(()) => Error::new(
+                ErrorKind::Shutdown,
+                Step::Handle,
+                "the message is answered already: by its handler's result, or the consumer has given it back at its end",
+            )
+            .at(&self.link.address),
+        }
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        if let Duty::Owned(claim) = std::mem::replace(&mut self.duty, Duty::Answered) {
+            let desk = &self.link.desk;
+            if desk.release(claim) {
+                // On a lost connection nsqd takes the message back by itself.
+                let _lost_with_its_connection =
+                    desk.answer(&self.link, self.content.id, self.content.attempts, Err(Verdict::PLAIN));
+            }
+        }
     }
 }
 
@@ -91,6 +335,6 @@ impl fmt::Debug for Message {
             .field("attempts", &self.content.attempts)
             .field("nsqd", &self.link.address)
             .field("body_len", &self.content.body.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -8,17 +8,22 @@
 //!                      └── supervisor: flow, discovery ◀─┘ has to know first
 //! ```
 
+mod answering;
 mod answers;
 mod builder;
+mod desk;
 mod flow;
 mod handler;
 mod inbox;
+mod lease;
 mod link;
 mod lookout;
 mod mailbox;
 mod message;
 mod node;
+mod panics;
 mod ready;
+mod refusal;
 mod session;
 mod shutdown;
 mod state;
@@ -33,12 +38,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+pub use self::answering::Answering;
 pub use self::builder::ConsumerBuilder;
+use self::desk::Desk;
 pub use self::flow::PauseReason;
 pub use self::handler::{BoxError, Handler, HandlerError};
 pub use self::message::Message;
-pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats};
-use self::state::{Control, Counts, State};
+pub use self::refusal::AnswerRefused;
+pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats, MessageRef};
+use self::state::{Control, State};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
 
@@ -85,7 +93,7 @@ pub struct Consumer {
     channel: Channel,
     control: mpsc::Sender<Control>,
     state: watch::Receiver<State>,
-    counts: Arc<Counts>,
+    desk: Arc<Desk>,
 }
 
 impl Consumer {
@@ -151,10 +159,12 @@ impl Consumer {
             connections: state.links.len(),
             in_flight,
             received,
-            finished: self.counts.finished.load(Ordering::Relaxed),
-            requeued: self.counts.requeued.load(Ordering::Relaxed),
-            given_up: self.counts.given_up.load(Ordering::Relaxed),
-            backoff_level: self.counts.backoff_level.load(Ordering::Relaxed),
+            finished: self.desk.counts.finished.load(Ordering::Relaxed),
+            requeued: self.desk.counts.requeued.load(Ordering::Relaxed),
+            given_up: self.desk.counts.given_up.load(Ordering::Relaxed),
+            refused: self.desk.counts.refused.load(Ordering::Relaxed),
+            unsent: self.desk.counts.unsent.load(Ordering::Relaxed),
+            backoff_level: self.desk.counts.backoff_level.load(Ordering::Relaxed),
         }
     }
 
@@ -194,7 +204,7 @@ impl Consumer {
         let _ending = self.control.send(Control::Shutdown { deadline }).await;
         let mut state = self.state.clone();
         match state.wait_for(|state| state.report.is_some()).await {
-            Ok(state) => state.report.unwrap_or_default(),
+            Ok(state) => state.report.clone().unwrap_or_default(),
             // The task is gone with its runtime.
             Err(_) => ConsumerReport::default(),
         }

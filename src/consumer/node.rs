@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::desk::Desk;
 use super::flow::ConnectionId;
 use super::inbox::Inbox;
 use super::link::Link;
-use super::mailbox::{Event, Mailbox};
+use super::mailbox::Event;
 use super::session::Session;
-use super::state::Counts;
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
 use crate::connection::{Driver, Established, open};
@@ -25,8 +25,7 @@ pub(super) struct Shared {
     pub(super) topic: Topic,
     pub(super) channel: Channel,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) mailbox: Arc<Mailbox>,
-    pub(super) counts: Arc<Counts>,
+    pub(super) desk: Arc<Desk>,
     pub(super) next_id: AtomicU64,
 }
 
@@ -73,7 +72,7 @@ impl Node {
                     retry_in = ?delay, "consumer is not connected"
                 );
             }
-            shared.mailbox.send(Event::Lost {
+            shared.desk.mailbox.send(Event::Lost {
                 address: Arc::clone(&self.address),
                 link: lost.link,
                 error: lost.error,
@@ -93,20 +92,26 @@ impl Node {
         let link = Arc::new(Link::new(
             ConnectionId(shared.next_id.fetch_add(1, Ordering::Relaxed)),
             Arc::clone(&self.address),
-            connection.granted.max_rdy_count,
-            Arc::clone(&shared.mailbox),
+            &connection.granted,
+            Arc::clone(&shared.desk),
         ));
         tracing::info!(nsqd = %self.address, version = connection.granted.version, "consumer connected");
-        shared.mailbox.send(Event::Connected {
+        shared.desk.mailbox.send(Event::Connected {
             link: Arc::clone(&link),
             leaving: self.leaving.clone(),
         });
-        let session = Session::new(Arc::clone(&link), Arc::clone(&shared.inbox), Arc::clone(&shared.counts));
+        let session = Session::new(Arc::clone(&link), Arc::clone(&shared.inbox));
         let ending = EndOfLink(Arc::clone(&link));
         let mut driver = Driver::new(connection, session);
         let end = (&mut driver).await;
         drop(ending);
-        let (session, write) = driver.into_role();
+        let (mut session, write) = driver.into_role();
+        let unsent = session.end(&write);
+        shared
+            .desk
+            .counts
+            .unsent
+            .fetch_add(u64::from(unsent), Ordering::Relaxed);
         let error = end
             .err()
             .unwrap_or_else(|| Error::new(ErrorKind::Shutdown, Step::Read, "the connection was closed as asked"));
@@ -114,7 +119,7 @@ impl Node {
             link: Some(link),
             error,
             unanswered: session.in_flight(),
-            unflushed: session.is_unflushed(&write),
+            unflushed: session.in_flight() > 0 || unsent > 0,
         }
     }
 }
@@ -137,6 +142,7 @@ impl Drop for EndOfLink {
     fn drop(&mut self) {
         let unsent = self.0.end();
         if unsent > 0 {
+            self.0.desk.counts.unsent.fetch_add(unsent as u64, Ordering::Relaxed);
             tracing::debug!(nsqd = %self.0.address, unsent, "answers were not sent before the connection ended");
         }
     }

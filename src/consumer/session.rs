@@ -1,17 +1,18 @@
 //! What a consumer's connection does: hands messages over and encodes their answers.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::inbox::{Delivery, Inbox};
-use super::link::{Command, Link, Queue};
-use super::state::Counts;
+use super::link::{Command, Link, Purpose, Queue, Written};
 use crate::connection::{Queued, Role, WriteBuffer};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, ErrorCode, Message, command};
@@ -35,16 +36,19 @@ const STRAGGLER: Duration = Duration::from_millis(10);
 pub(super) struct Session {
     link: Arc<Link>,
     inbox: Arc<Inbox>,
-    counts: Arc<Counts>,
     /// What is being encoded; swapped with the link's queue, so that neither allocates.
     commands: Vec<Command>,
-    /// The messages of the read at hand.
+    /// Likewise, of those who want to know when that is written.
+    asking: Vec<Written>,
+    /// The messages of the read at hand, and when it was.
     arrived: Vec<Delivery>,
+    read_at: Option<Instant>,
     in_flight: u32,
     received: u64,
     largest_rdy: u32,
-    /// Where the last answer ends in what is written.
-    answers_end: u64,
+    /// Answers that the socket has not taken yet.
+    leaving_answers: VecDeque<Leaving>,
+    waiting: VecDeque<(u64, Written)>,
     yielded: bool,
     /// CLS was sent.
     leaving: bool,
@@ -55,18 +59,31 @@ pub(super) struct Session {
     straggler: Option<Pin<Box<Sleep>>>,
 }
 
+/// Answers that were encoded together, and where they end in what is written.
+#[derive(Clone, Copy, Debug, Default)]
+struct Leaving {
+    end: u64,
+    finished: u32,
+    requeued: u32,
+    returned: u32,
+    /// All answers, and what needed none.
+    answered: u32,
+}
+
 impl Session {
-    pub(super) fn new(link: Arc<Link>, inbox: Arc<Inbox>, counts: Arc<Counts>) -> Self {
+    pub(super) fn new(link: Arc<Link>, inbox: Arc<Inbox>) -> Self {
         Self {
             link,
             inbox,
-            counts,
             commands: Vec::new(),
+            asking: Vec::new(),
             arrived: Vec::new(),
+            read_at: None,
             in_flight: 0,
             received: 0,
             largest_rdy: 0,
-            answers_end: 0,
+            leaving_answers: VecDeque::new(),
+            waiting: VecDeque::new(),
             yielded: false,
             leaving: false,
             closing: false,
@@ -80,25 +97,46 @@ impl Session {
         self.in_flight
     }
 
-    /// Whether answers are missing from what the socket has taken.
-    pub(super) fn is_unflushed(&self, written: &WriteBuffer) -> bool {
-        self.in_flight > 0 || written.written() < self.answers_end
+    /// The connection has ended, and so much was written. Returns how many answers were encoded and have not left.
+    pub(super) fn end(&mut self, written: &WriteBuffer) -> u32 {
+        self.count_written(written.written());
+        self.leaving_answers.iter().map(|leaving| leaving.answered).sum()
+    }
+
+    /// Counts the answers that the socket has taken, and tells those who wait for theirs.
+    fn count_written(&mut self, written: u64) {
+        let counts = &self.link.desk.counts;
+        while let Some(left) = self.leaving_answers.front().filter(|leaving| leaving.end <= written) {
+            counts.finished.fetch_add(u64::from(left.finished), Ordering::Relaxed);
+            counts.requeued.fetch_add(u64::from(left.requeued), Ordering::Relaxed);
+            counts.returned.fetch_add(u64::from(left.returned), Ordering::Relaxed);
+            self.leaving_answers.pop_front();
+        }
+        let told = self.waiting.iter().take_while(|(end, _)| *end <= written).count();
+        for (_, waiting) in self.waiting.drain(..told) {
+            // Who has stopped waiting need not be told.
+            let _nobody_waits = waiting.send(Ok(()));
+        }
     }
 
     fn encode(&mut self, buffer: &mut WriteBuffer) {
         let out = buffer.bytes();
-        let mut answered = 0;
+        let mut leaving = Leaving::default();
         for command in self.commands.drain(..) {
             match command {
                 Command::Finish(id) => {
-                    answered += 1;
+                    leaving.answered += 1;
+                    leaving.finished += 1;
                     command::fin(out, &id);
                 }
-                Command::Requeue { id, delay_ms } => {
-                    answered += 1;
+                Command::Requeue { id, delay_ms, purpose } => {
+                    leaving.answered += 1;
+                    leaving.requeued += u32::from(purpose == Purpose::Failed);
+                    leaving.returned += u32::from(purpose == Purpose::Unstarted);
                     command::req(out, &id, delay_ms);
                 }
                 Command::Touch(id) => command::touch(out, &id),
+                Command::Forget(_) => leaving.answered += 1,
                 Command::Rdy(count) => {
                     self.largest_rdy = self.largest_rdy.max(count);
                     command::rdy(out, count);
@@ -113,9 +151,11 @@ impl Session {
                 Command::Close => self.closing = true,
             }
         }
-        if answered > 0 {
-            self.answers_end = buffer.end();
-            self.in_flight = self.in_flight.saturating_sub(answered);
+        let end = buffer.end();
+        self.waiting.extend(self.asking.drain(..).map(|written| (end, written)));
+        if leaving.answered > 0 {
+            self.leaving_answers.push_back(Leaving { end, ..leaving });
+            self.in_flight = self.in_flight.saturating_sub(leaving.answered);
             self.link.set_in_flight(self.in_flight, self.received);
         }
     }
@@ -123,11 +163,8 @@ impl Session {
     /// Gives back what came after the inbox was closed.
     fn return_unwanted(&mut self) {
         for delivery in self.arrived.drain(..) {
-            self.counts.returned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            self.commands.push(Command::Requeue {
-                id: delivery.message.id,
-                delay_ms: 0,
-            });
+            self.commands
+                .push(Command::give_back(delivery.message.id, Purpose::Unstarted));
         }
         self.link.send_all(&mut self.commands);
     }
@@ -135,12 +172,16 @@ impl Session {
 
 impl Role for Session {
     fn poll_commands(&mut self, cx: &mut Context<'_>, out: &mut WriteBuffer) -> Queued {
+        self.count_written(out.written());
         let at_least = if self.yielded {
             0
         } else {
             WORTH_A_WRITE.min(self.in_flight as usize)
         };
-        match self.link.take(&mut self.commands, at_least, cx.waker()) {
+        match self
+            .link
+            .take(&mut self.commands, &mut self.asking, at_least, cx.waker())
+        {
             Queue::Empty if self.closing && self.close_wait && self.in_flight == 0 => {
                 let straggler = self.straggler.get_or_insert_with(|| Box::pin(sleep(STRAGGLER)));
                 match straggler.as_mut().poll(cx) {
@@ -183,10 +224,7 @@ impl Role for Session {
         if code.is_fatal() {
             return Err(Error::rejected(Step::Read, text));
         }
-        tracing::warn!(
-            nsqd = %self.link.address,
-            "{text}: nsqd has taken the message back, because it was not answered within msg_timeout"
-        );
+        self.link.refused(code, text);
         Ok(())
     }
 
@@ -206,11 +244,13 @@ impl Role for Session {
         self.arrived.push(Delivery {
             message,
             link: Arc::clone(&self.link),
+            delivered_at: *self.read_at.get_or_insert_with(Instant::now),
         });
         Ok(())
     }
 
     fn frames_end(&mut self) {
+        self.read_at = None;
         if self.arrived.is_empty() {
             return;
         }
@@ -225,6 +265,7 @@ impl Role for Session {
     fn shrink(&mut self) {
         self.commands = Vec::new();
         self.arrived = Vec::new();
+        self.leaving_answers.shrink_to_fit();
         self.link.shrink();
         self.inbox.shrink();
     }

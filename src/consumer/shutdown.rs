@@ -1,14 +1,15 @@
 //! How a consumer ends: stop delivery, give back what is not begun, let handlers end, write every answer, report.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::link::Command;
+use super::link::{Command, Purpose};
 use super::mailbox::Event;
-use super::state::ConsumerReport;
-use super::supervisor::Supervisor;
+use super::state::{ConsumerReport, MessageRef};
+use super::supervisor::{Supervisor, pass_on};
 
 /// Of the time for a shutdown, what is kept for writing the answers of handlers that used up the rest: a tenth, at
 /// most this much.
@@ -17,22 +18,31 @@ const MOST_FOR_WRITING: Duration = Duration::from_secs(1);
 /// How long a consumer that was dropped may take to write its answers, in the background.
 const AFTER_DROP: Duration = Duration::from_secs(5);
 
+/// The longest that nsqd lets a message be in flight, however often it is touched: `max-msg-timeout` is 15 min by default.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+
 impl Supervisor {
     /// Ends the consumer by `deadline`. Without one its handle was dropped, and handlers are stopped at once.
     pub(super) async fn shut_down(mut self, deadline: Option<Instant>) {
         let now = Instant::now();
-        let (handlers_until, end) = match deadline {
+        self.stop_delivery();
+        let end = match deadline {
             Some(deadline) => {
                 let time = deadline.saturating_duration_since(now);
-                (deadline - (time / 10).min(MOST_FOR_WRITING), deadline)
+                let handlers_until = deadline - (time / 10).min(MOST_FOR_WRITING);
+                self.await_handlers(handlers_until).await;
+                self.stop_handlers(deadline).await;
+                deadline
             }
-            None => (now, now + AFTER_DROP),
+            None => {
+                self.stop_handlers(now + AFTER_DROP).await;
+                self.await_holders().await;
+                Instant::now() + AFTER_DROP
+            }
         };
-        self.stop_delivery();
-        self.await_handlers(handlers_until).await;
-        let still_running = self.stop_handlers(end).await;
+        self.give_back_held();
         let unclosed = self.close_connections(end).await;
-        self.publish_report(still_running, unclosed);
+        self.publish_report(unclosed);
     }
 
     fn stop_delivery(&mut self) {
@@ -44,37 +54,52 @@ impl Supervisor {
             let _lost_with_its_connection = known.link.send(Command::StartClose);
         }
         for unstarted in self.shared.inbox.close() {
-            self.shared.counts.returned.fetch_add(1, Ordering::Relaxed);
-            // Not begun, so no attempt of ours was spent: another consumer may have it at once.
-            let _lost_with_its_connection = unstarted.link.send(Command::Requeue {
-                id: unstarted.message.id,
-                delay_ms: 0,
-            });
+            let give_back = Command::give_back(unstarted.message.id, Purpose::Unstarted);
+            let _lost_with_its_connection = unstarted.link.send(give_back);
         }
     }
 
-    /// Waits for the workers, which end once their handlers have.
+    /// Waits for the workers, which end once their handlers have, and for those who hold messages.
     async fn await_handlers(&mut self, until: Instant) {
-        while !self.workers.is_empty() {
+        while !self.workers.is_empty() || self.shared.desk.holds_any() {
             tokio::select! {
-                _ended = self.workers.join_next() => {}
-                () = self.shared.mailbox.arrived() => self.pass_answers_on(),
+                _ended = self.workers.join_next(), if !self.workers.is_empty() => {}
+                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
                 () = tokio::time::sleep_until(until) => break,
             }
         }
         self.pass_answers_on();
     }
 
-    /// Stops the handlers that remain; their messages are given back. Returns how many could not be stopped, because
-    /// they block their threads.
-    async fn stop_handlers(&mut self, end: Instant) -> usize {
+    /// The consumer was dropped, but somebody may still hold messages of its own: they can be answered as long as any nsqd
+    /// could wait for that.
+    async fn await_holders(&mut self) {
+        let patience = self.links.values().map(|known| known.link.max_msg_timeout).max();
+        let until = Instant::now() + patience.unwrap_or_default().min(LONGEST_PATIENCE);
+        while self.shared.desk.holds_any() {
+            tokio::select! {
+                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
+                () = tokio::time::sleep_until(until) => break,
+            }
+        }
+    }
+
+    /// Stops the handlers that remain; their messages are given back. Those that cannot be stopped, because they block
+    /// their threads, keep theirs until nsqd takes them back.
+    async fn stop_handlers(&mut self, end: Instant) {
         self.workers.abort_all();
         let now = Instant::now();
         // Half of what is left: one that cannot be stopped must not take the time to write what the others have said.
         let until = now + end.saturating_duration_since(now) / 2;
         while let Ok(Some(_stopped)) = timeout_at(until, self.workers.join_next()).await {}
         self.pass_answers_on();
-        self.shared.inbox.handling()
+    }
+
+    /// Gives back what somebody holds; it can be answered by nobody else any more.
+    fn give_back_held(&self) {
+        for held in self.shared.desk.take_held() {
+            self.shared.desk.abandon(&held.link, held.id);
+        }
     }
 
     /// Closes the connections once everything is written. Returns how many did not make it in time.
@@ -90,7 +115,7 @@ impl Supervisor {
                         break;
                     }
                 }
-                () = self.shared.mailbox.arrived() => self.pass_answers_on(),
+                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
                 () = tokio::time::sleep_until(end) => break,
             }
         }
@@ -102,11 +127,12 @@ impl Supervisor {
 
     /// The flow has nothing to decide any more, so answers need not wait for it.
     fn pass_answers_on(&mut self) {
-        for event in self.shared.mailbox.take() {
+        for event in self.shared.desk.mailbox.take() {
             match event {
-                Event::Handled { link, answer, .. } => {
-                    let _lost_with_its_connection = link.send(answer);
-                }
+                Event::Handled {
+                    link, answer, written, ..
+                } => pass_on(&link, answer, written),
+                Event::Refused(refused) => self.shared.desk.tell_refused(&refused),
                 Event::Connected { link, .. } => {
                     link.leave();
                 }
@@ -116,22 +142,42 @@ impl Supervisor {
                     ..
                 } => {
                     self.broken += usize::from(unflushed);
-                    self.links.remove(&link.id);
-                    self.state.send_modify(|state| state.retire(&link));
+                    self.retire(&link);
                 }
                 Event::Lost { .. } => {}
             }
         }
     }
 
-    fn publish_report(&self, still_running: usize, unclosed: usize) {
-        let counts = &self.shared.counts;
+    /// The messages whose handlers were stopped, those that nobody answered, and those whose handlers cannot be stopped.
+    fn abandoned(&self) -> Vec<MessageRef> {
+        let mut abandoned = std::mem::take(&mut *self.shared.desk.abandoned());
+        for (connection, id) in self.shared.inbox.handling() {
+            let known = self.links.get(&connection).map(|known| &known.link.address);
+            if let Some(nsqd) = known.or_else(|| self.outlived.get(&connection)) {
+                let still_running = MessageRef {
+                    nsqd: Arc::clone(nsqd),
+                    id,
+                };
+                // It may have been stopped at this very moment.
+                if !abandoned.contains(&still_running) {
+                    abandoned.push(still_running);
+                }
+            }
+        }
+        abandoned
+    }
+
+    fn publish_report(&self, unclosed: usize) {
+        let counts = &self.shared.desk.counts;
         let report = ConsumerReport {
             finished: counts.finished.load(Ordering::Relaxed),
             requeued: counts.requeued.load(Ordering::Relaxed),
             given_up: counts.given_up.load(Ordering::Relaxed),
             returned: counts.returned.load(Ordering::Relaxed),
-            abandoned: counts.abandoned.load(Ordering::Relaxed) + still_running as u64,
+            refused: counts.refused.load(Ordering::Relaxed),
+            unsent: counts.unsent.load(Ordering::Relaxed),
+            abandoned: self.abandoned(),
             unflushed: unclosed + self.broken,
         };
         tracing::info!(?report, "consumer ended");

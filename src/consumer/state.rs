@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::flow::PauseReason;
 use super::link::Link;
 use crate::error::Error;
+use crate::protocol::MessageId;
 
 /// What a consumer's handle asks of its supervisor.
 #[derive(Debug)]
@@ -65,8 +66,10 @@ pub(super) struct Counts {
     pub(super) given_up: AtomicU64,
     /// Given back without being begun.
     pub(super) returned: AtomicU64,
-    /// Handlers that were stopped in the middle.
-    pub(super) abandoned: AtomicU64,
+    /// Answers that nsqd has refused.
+    pub(super) refused: AtomicU64,
+    /// Answers that were lost with their connections.
+    pub(super) unsent: AtomicU64,
     /// The flow's, for whoever asks.
     pub(super) backoff_level: AtomicU32,
 }
@@ -81,39 +84,60 @@ pub struct ConsumerStats {
     pub in_flight: u64,
     /// Messages delivered so far, redeliveries included.
     pub received: u64,
-    /// Messages finished so far, those given up included.
+    /// Messages finished so far, those given up included: FIN is written.
     pub finished: u64,
-    /// Messages requeued because of a handler's error.
+    /// Messages requeued because they could not be handled: REQ is written.
     pub requeued: u64,
     /// Messages given up.
     pub given_up: u64,
+    /// Answers that nsqd has refused, because they came after `msg_timeout`.
+    pub refused: u64,
+    /// Answers that were lost with their connections.
+    pub unsent: u64,
     /// Failures that are not yet made up for by successes; above 0 the consumer is in backoff.
     pub backoff_level: u32,
 }
 
+/// One message of one nsqd.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct MessageRef {
+    /// The address of the nsqd, as configured or discovered.
+    pub nsqd: Arc<str>,
+    /// The id, unique within a topic of that nsqd.
+    pub id: MessageId,
+}
+
 /// What a consumer did until its end: see [`Consumer::shutdown`](super::Consumer::shutdown).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// An answer counts once it is written to its socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerReport {
     /// Messages finished, those given up included.
     pub finished: u64,
-    /// Messages requeued because of a handler's error.
+    /// Messages requeued because they could not be handled.
     pub requeued: u64,
     /// Messages given up.
     pub given_up: u64,
     /// Messages given back at the end without a handler having begun.
     pub returned: u64,
-    /// Messages whose handlers were stopped by the deadline, or still run because they cannot be stopped. nsqd
-    /// delivers them again.
-    pub abandoned: u64,
-    /// Connections that did not close in time, or broke with answers unsent: their nsqds deliver those messages again.
+    /// Answers that nsqd has refused, because they came after `msg_timeout`: it has delivered those messages again.
+    pub refused: u64,
+    /// Answers that were lost with their connections: nsqd delivers those messages again.
+    pub unsent: u64,
+    /// Messages whose handlers were stopped by the deadline, or still run because they cannot be stopped, and those that
+    /// somebody held and had not answered by then. They are given back; nsqd delivers them again.
+    pub abandoned: Vec<MessageRef>,
+    /// Connections that did not close in time, or broke during the shutdown with answers unsent: their nsqds deliver those
+    /// messages again.
     pub unflushed: usize,
 }
 
 impl ConsumerReport {
-    /// Whether every handler ended by itself and every answer was written.
+    /// Whether every message was answered by whoever had it and, during the shutdown, every answer was written.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.abandoned == 0 && self.unflushed == 0
+        self.abandoned.is_empty() && self.unflushed == 0
     }
 }

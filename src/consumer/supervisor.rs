@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::flow::{ConnectionId, Flow, Outcome, RdyChange};
-use super::link::{Command, Link};
+use super::link::{Command, Link, Written};
 use super::mailbox::Event;
 use super::node::{self, Node};
+use super::refusal::AnswerRefused;
 use super::state::{Control, State};
 use crate::discovery::{Changes, Discovery, LookupdStatus};
 use crate::error::{Error, ErrorKind, Step};
+use crate::protocol::ErrorCode;
 
 pub(super) struct Supervisor {
     pub(super) shared: Arc<node::Shared>,
@@ -27,9 +29,10 @@ pub(super) struct Supervisor {
     pub(super) node_tasks: JoinSet<()>,
     pub(super) workers: JoinSet<()>,
     pub(super) links: BTreeMap<ConnectionId, Known>,
+    /// The addresses of connections that are gone while handlers are still at work on what they have delivered.
+    pub(super) outlived: BTreeMap<ConnectionId, Arc<str>>,
     /// Connections that were lost during the shutdown, and answers with them.
     pub(super) broken: usize,
-    pub(super) reports_success: Arc<AtomicBool>,
     pub(super) control: mpsc::Receiver<Control>,
     pub(super) state: watch::Sender<State>,
 }
@@ -85,7 +88,7 @@ impl Supervisor {
     async fn wait(&mut self) -> Woken {
         let timer = self.flow.poll_timeout().map(Instant::from_std);
         tokio::select! {
-            () = self.shared.mailbox.arrived() => Woken::Mail,
+            () = self.shared.desk.mailbox.arrived() => Woken::Mail,
             () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => Woken::FlowTimer,
             changes = discovered(&mut self.discovery) => Woken::Discovered(changes),
             control = self.control.recv() => Woken::Control(control),
@@ -95,7 +98,7 @@ impl Supervisor {
     /// Handles what has arrived.
     fn handle_mail(&mut self) {
         let now = Instant::now().into_std();
-        for event in self.shared.mailbox.take() {
+        for event in self.shared.desk.mailbox.take() {
             match event {
                 // Its nsqd was dropped while this event was on its way, so nobody has told this connection to close.
                 Event::Connected { link, leaving } if *leaving.borrow() => {
@@ -122,8 +125,7 @@ impl Supervisor {
                     if let Some(link) = link {
                         self.shared.inbox.forget(&link);
                         self.flow.handle_closed(link.id, now);
-                        self.links.remove(&link.id);
-                        self.state.send_modify(|state| state.retire(&link));
+                        self.retire(&link);
                     }
                     if let Some(discovery) = &mut self.discovery {
                         discovery.poll_soon();
@@ -135,16 +137,41 @@ impl Supervisor {
                         });
                     }
                 }
-                Event::Handled { link, answer, outcome } => {
+                Event::Handled {
+                    link,
+                    answer,
+                    outcome,
+                    written,
+                } => {
                     self.flow.handle_outcome(outcome, now);
                     // RDY goes out before the answer that causes its change.
                     self.write_rdy(Some(link.id));
-                    // On a lost connection nsqd takes the message back by itself.
-                    let _lost_with_its_connection = link.send(answer);
+                    pass_on(&link, answer, written);
                 }
+                Event::Refused(refused) => self.handle_refused(&refused, now),
             }
             self.write_rdy(None);
         }
+    }
+
+    /// A connection is gone.
+    pub(super) fn retire(&mut self, link: &Arc<Link>) {
+        self.links.remove(&link.id);
+        self.outlived.insert(link.id, Arc::clone(&link.address));
+        let handling = self.shared.inbox.handling();
+        self.outlived
+            .retain(|gone, _| handling.iter().any(|(connection, _)| connection == gone));
+        self.state.send_modify(|state| state.retire(link));
+    }
+
+    /// An answer that came too late is a failure like any other, and the commonest sign of handlers that are too slow: the
+    /// message is handled again, here or elsewhere.
+    fn handle_refused(&mut self, refused: &AnswerRefused, now: std::time::Instant) {
+        // Of a TOUCH the handler still runs, and its own answer will be refused too.
+        if refused.code != ErrorCode::TouchFailed {
+            self.flow.handle_outcome(Outcome::Failure, now);
+        }
+        self.shared.desk.tell_refused(refused);
     }
 
     /// Queues the RDY commands that the flow has decided on. Of the lowered connections `last` is the last, so that the
@@ -152,7 +179,7 @@ impl Supervisor {
     fn write_rdy(&mut self, last: Option<ConnectionId>) {
         // Before the RDY: the messages that it brings may be handled at once.
         let reports = self.flow.wants_outcome(Outcome::Success);
-        self.reports_success.store(reports, Ordering::Relaxed);
+        self.shared.desk.reports_success.store(reports, Ordering::Relaxed);
         let mut held = None;
         while let Some(change) = self.flow.poll_rdy() {
             if last == Some(change.id) && change.rdy == 0 {
@@ -184,7 +211,7 @@ impl Supervisor {
         }
         self.write_rdy(None);
         let level = self.flow.backoff_level();
-        self.shared.counts.backoff_level.store(level, Ordering::Relaxed);
+        self.shared.desk.counts.backoff_level.store(level, Ordering::Relaxed);
         for (id, known) in &self.links {
             known.link.set_decided(self.flow.rdy(*id), self.flow.pause_reason(*id));
             let (below, above) = (self.flow.notify_below(*id), self.flow.notify_above(*id));
@@ -192,7 +219,7 @@ impl Supervisor {
             // It may have changed before the marks were set.
             let in_flight = known.link.in_flight();
             if below.is_some_and(|below| in_flight <= below) || above.is_some_and(|above| in_flight > above) {
-                self.shared.mailbox.notify();
+                self.shared.desk.mailbox.notify();
             }
         }
     }
@@ -279,6 +306,17 @@ impl Supervisor {
     }
 }
 
+/// Sends an answer, and tells whoever waits for it once it is written.
+pub(super) fn pass_on(link: &Link, answer: Command, written: Option<Written>) {
+    if link.send(answer).is_err() {
+        // On a lost connection nsqd takes the message back by itself.
+        link.desk.counts.unsent.fetch_add(1, Ordering::Relaxed);
+    }
+    if let Some(written) = written {
+        link.tell_when_written(written);
+    }
+}
+
 async fn discovered(discovery: &mut Option<Discovery>) -> Changes {
     match discovery {
         Some(discovery) => discovery.next().await,
@@ -291,15 +329,15 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use std::task::Waker;
 
+    use super::super::desk::Desk;
     use super::super::flow::FlowOptions;
     use super::super::inbox::Inbox;
     use super::super::link::Queue;
-    use super::super::mailbox::Mailbox;
-    use super::super::state::Counts;
     use super::*;
     use crate::backoff::Exponential;
     use crate::config::ConnectionConfig;
     use crate::name::{Channel, Topic};
+    use crate::protocol::IdentifyResponse;
 
     fn supervisor() -> Supervisor {
         let shared = node::Shared {
@@ -307,8 +345,7 @@ mod tests {
             topic: Topic::new("orders").unwrap(),
             channel: Channel::new("billing").unwrap(),
             inbox: Arc::new(Inbox::new(1)),
-            mailbox: Arc::new(Mailbox::default()),
-            counts: Arc::new(Counts::default()),
+            desk: Arc::new(Desk::default()),
             next_id: AtomicU64::new(0),
         };
         Supervisor {
@@ -320,8 +357,8 @@ mod tests {
             node_tasks: JoinSet::new(),
             workers: JoinSet::new(),
             links: BTreeMap::new(),
+            outlived: BTreeMap::new(),
             broken: 0,
-            reports_success: Arc::default(),
             control: mpsc::channel(1).1,
             state: watch::channel(State::default()).0,
         }
@@ -330,23 +367,26 @@ mod tests {
     #[test]
     fn n5_a_connection_that_comes_about_while_its_nsqd_is_dropped_is_closed() {
         let mut supervisor = supervisor();
-        let mailbox = Arc::clone(&supervisor.shared.mailbox);
+        let desk = Arc::clone(&supervisor.shared.desk);
         let link = Arc::new(Link::new(
             ConnectionId(1),
             Arc::from("nsqd:4150"),
-            2500,
-            Arc::clone(&mailbox),
+            &IdentifyResponse::default(),
+            Arc::clone(&desk),
         ));
         let (leave, leaving) = watch::channel(false);
         supervisor.nodes.insert(Arc::clone(&link.address), leave);
-        mailbox.send(Event::Connected {
+        desk.mailbox.send(Event::Connected {
             link: Arc::clone(&link),
             leaving,
         });
         supervisor.remove_node(&link.address);
         supervisor.handle_mail();
         let mut commands = Vec::new();
-        assert_eq!(link.take(&mut commands, 0, Waker::noop()), Queue::Taken);
+        assert_eq!(
+            link.take(&mut commands, &mut Vec::new(), 0, Waker::noop()),
+            Queue::Taken
+        );
         assert_eq!(commands, [Command::StartClose, Command::Close]);
     }
 }

@@ -1,26 +1,24 @@
 //! A worker runs handlers, one at a time; a consumer has as many workers as handlers may run at once.
 
-use std::any::Any;
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::{coop, yield_now};
 use tokio::time::Instant;
 
 use super::answers::Answer;
-use super::flow::Outcome;
+use super::desk::Desk;
 use super::handler::{BoxError, Handler, Verdict};
 use super::inbox::{Delivery, Inbox, Next, Pace, Take};
-use super::link::{Command, Link};
+use super::lease::Lease;
+use super::link::Link;
 use super::lookout::Lookout;
-use super::mailbox::{Event, Mailbox};
+use super::mailbox::Event;
 use super::message::Message;
-use super::state::Counts;
+use super::panics::{catch_panic, caught};
 use crate::protocol::MessageId;
 
 /// A handler that keeps its thread for longer than this, on average, is run side by side with others: waking another
@@ -35,51 +33,27 @@ const ENOUGH_ANSWERS: usize = 1024;
 /// over at once; until then the driver could only make smaller writes of them.
 const LONG_HELD: Duration = Duration::from_micros(500);
 
-/// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
-const LONGEST_REQUEUE_MS: u64 = i64::MAX as u64 / 1_000_000;
-
-/// What is called with a message that is given up.
-pub(super) type GiveUpHook = Arc<dyn Fn(Message) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
-
-/// What becomes of messages that are not handled.
-#[derive(Clone)]
-pub(super) struct Rules {
-    /// 0 is no limit.
-    pub(super) max_attempts: u16,
-    pub(super) default_requeue_delay: Duration,
-    pub(super) max_requeue_delay: Duration,
-    pub(super) give_up: Option<GiveUpHook>,
-}
-
-impl Rules {
-    /// go-nsq's: the default delay times the attempts so far, up to the maximum.
-    fn requeue_delay(&self, attempts: u16) -> Duration {
-        self.default_requeue_delay
-            .saturating_mul(u32::from(attempts))
-            .min(self.max_requeue_delay)
-    }
-}
-
 /// What all workers of a consumer share.
 pub(super) struct Shop<H> {
     pub(super) handler: H,
     pub(super) inbox: Arc<Inbox>,
     pub(super) lookout: Lookout,
-    pub(super) mailbox: Arc<Mailbox>,
-    pub(super) rules: Rules,
-    pub(super) counts: Arc<Counts>,
-    /// Whether the flow wants to hear of successes: only while it backs off.
-    pub(super) reports_success: Arc<AtomicBool>,
+    pub(super) desk: Arc<Desk>,
 }
 
 pub(super) struct Worker<H> {
     number: usize,
     shop: Arc<Shop<H>>,
+    lease: Arc<Lease>,
 }
 
 impl<H: Handler> Worker<H> {
     pub(super) fn new(number: usize, shop: Arc<Shop<H>>) -> Self {
-        Self { number, shop }
+        Self {
+            number,
+            shop,
+            lease: Arc::default(),
+        }
     }
 
     /// Takes and handles messages until the inbox is closed.
@@ -87,8 +61,9 @@ impl<H: Handler> Worker<H> {
     /// A task that a worker wakes lands in its thread's slot for the next task, which no other thread can take from.
     /// Were a handler to block the thread then, the driver, the supervisor or another worker would be stuck behind it
     /// (C1). So between waking and running a handler there is always a yield. The rest is up to the [`Lookout`].
-    pub(super) async fn run(self) {
-        let inbox = &self.shop.inbox;
+    pub(super) async fn run(mut self) {
+        let shop = Arc::clone(&self.shop);
+        let inbox = &shop.inbox;
         let mut held_since = None;
         loop {
             let take = poll_fn(|cx| {
@@ -103,7 +78,7 @@ impl<H: Handler> Worker<H> {
                 Take::Closed => return,
                 Take::Messages { unwatched, woken } => {
                     if unwatched {
-                        self.shop.lookout.begin();
+                        shop.lookout.begin();
                     }
                     if woken {
                         yield_now().await;
@@ -126,8 +101,8 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Handles the group that was taken.
-    async fn work_through(&self) -> Pace {
-        let shop = &*self.shop;
+    async fn work_through(&mut self) -> Pace {
+        let shop = Arc::clone(&self.shop);
         let mut pace = Pace::Quick;
         let mut begun = Instant::now();
         let mut handled: u32 = 0;
@@ -153,18 +128,19 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Handles one message. If the handler has to wait, the rest of the group is given back first. Returns the answer,
-    /// unless it had to take the way over the supervisor.
-    async fn handle(&self, delivery: Delivery, pace: &mut Pace) -> Option<Answer> {
+    /// unless it had to take the way over the supervisor or was given by hand.
+    async fn handle(&mut self, delivery: Delivery, pace: &mut Pace) -> Option<Answer> {
+        let lease = self.new_lease();
         let shop = &*self.shop;
-        let Delivery { message, link } = delivery;
-        let (id, attempts) = (message.id, message.attempts);
-        let lease = Lease::new(&link, id, &shop.counts);
+        let link = Arc::clone(&delivery.link);
+        let (id, attempts) = (delivery.message.id, delivery.message.attempts);
+        let duty = Duty::new(&link, id, &lease);
         // Kept for the hook, which may be needed after the handler has taken the message.
-        let kept = shop.rules.give_up.is_some().then(|| message.clone());
-        let verdict = if shop.rules.max_attempts > 0 && attempts > shop.rules.max_attempts {
+        let kept = shop.desk.rules.give_up.is_some().then(|| delivery.clone());
+        let verdict = if shop.desk.rules.is_exceeded_by(attempts) {
             Err(Verdict::GiveUp)
         } else {
-            let message = Message::new(message, Arc::clone(&link));
+            let message = Message::of_handler(delivery, Arc::clone(&lease));
             let mut handling = pin!(catch_panic(|| shop.handler.handle(message)));
             let first = poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await;
             let result = match first {
@@ -177,27 +153,42 @@ impl<H: Handler> Worker<H> {
             };
             judge(result, &link, id)
         };
+        if duty.is_taken_over() {
+            return None;
+        }
         let verdict = match verdict {
             Err(Verdict::GiveUp) => {
                 *pace = Pace::Waited;
                 shop.inbox.give_back(self.number);
                 tracing::warn!(nsqd = %link.address, %id, attempts, "message is given up");
-                let message = kept.map(|message| Message::new(message, Arc::clone(&link)));
-                self.watched(pin!(shop.give_up(message))).await
+                let message = kept.map(|kept| Message::of_handler(kept, Arc::clone(&lease)));
+                self.watched(pin!(shop.desk.give_up(message))).await
             }
             verdict => verdict,
         };
-        lease.answered();
-        let (command, outcome) = shop.answer(id, attempts, verdict);
-        if outcome == Outcome::Success && !shop.reports_success.load(Ordering::Relaxed) {
+        if !duty.end() {
+            return None;
+        }
+        let (command, outcome) = shop.desk.command(id, attempts, verdict);
+        if !shop.desk.concerns_flow(outcome) {
             return Some(Answer { link, command });
         }
-        shop.mailbox.send(Event::Handled {
+        shop.desk.mailbox.send(Event::Handled {
             link,
             answer: command,
             outcome,
+            written: None,
         });
         None
+    }
+
+    /// The lease of the message before, if nobody has kept that message.
+    fn new_lease(&mut self) -> Arc<Lease> {
+        match Arc::get_mut(&mut self.lease) {
+            Some(lease) => lease.renew(),
+            None => self.lease = Arc::default(),
+        }
+        Arc::clone(&self.lease)
     }
 }
 
@@ -223,47 +214,6 @@ impl<H> Drop for Worker<H> {
     }
 }
 
-impl<H> Shop<H> {
-    /// What nsqd is told of a message, and what the flow is.
-    fn answer(&self, id: MessageId, attempts: u16, verdict: Result<(), Verdict>) -> (Command, Outcome) {
-        let Err(Verdict::Requeue { delay, backoff }) = verdict else {
-            self.counts.finished.fetch_add(1, Ordering::Relaxed);
-            return (Command::Finish(id), Outcome::Success);
-        };
-        self.counts.requeued.fetch_add(1, Ordering::Relaxed);
-        let delay = delay.unwrap_or_else(|| self.rules.requeue_delay(attempts));
-        let delay_ms = u64::try_from(delay.as_millis())
-            .unwrap_or(u64::MAX)
-            .min(LONGEST_REQUEUE_MS);
-        let outcome = if backoff {
-            Outcome::Failure
-        } else {
-            Outcome::FailureWithoutBackoff
-        };
-        (Command::Requeue { id, delay_ms }, outcome)
-    }
-
-    /// Calls the give-up hook, if there is one, with the message. A hook that panics has not dealt with the message,
-    /// so it is requeued.
-    async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
-        if let (Some(hook), Some(message)) = (&self.rules.give_up, message) {
-            let called = catch_panic(|| {
-                let calling = hook(message);
-                async {
-                    calling.await;
-                    Ok::<(), BoxError>(())
-                }
-            });
-            if let Err(error) = called.await {
-                tracing::error!(%error, "the give-up hook failed; the message is requeued");
-                return Err(Verdict::PLAIN);
-            }
-        }
-        self.counts.given_up.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
 /// What a handler's result means for its message.
 fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
     let Err(error) = result else { return Ok(()) };
@@ -276,77 +226,32 @@ fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(),
 }
 
 /// The duty to answer a message. If a worker is stopped in the middle of a handler, the message is given back.
-struct Lease<'a> {
-    link: Option<&'a Link>,
+struct Duty<'a> {
+    link: &'a Link,
     id: MessageId,
-    counts: &'a Counts,
+    lease: &'a Lease,
 }
 
-impl<'a> Lease<'a> {
-    fn new(link: &'a Link, id: MessageId, counts: &'a Counts) -> Self {
-        Self {
-            link: Some(link),
-            id,
-            counts,
-        }
+impl<'a> Duty<'a> {
+    fn new(link: &'a Link, id: MessageId, lease: &'a Lease) -> Self {
+        Self { link, id, lease }
     }
 
-    fn answered(mut self) {
-        self.link = None;
+    /// Whether the handler has answered the message by hand, or somebody else is going to.
+    fn is_taken_over(&self) -> bool {
+        self.lease.is_claimed()
+    }
+
+    /// Whether the answer is still to be given.
+    fn end(self) -> bool {
+        self.lease.claim()
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Duty<'_> {
     fn drop(&mut self) {
-        if let Some(link) = self.link {
-            self.counts.abandoned.fetch_add(1, Ordering::Relaxed);
-            // On a lost connection nsqd takes the message back by itself.
-            let _lost_with_its_connection = link.send(Command::Requeue {
-                id: self.id,
-                delay_ms: 0,
-            });
+        if self.lease.claim() {
+            self.link.desk.abandon(self.link, self.id);
         }
     }
-}
-
-/// Runs what `make` makes and turns a panic, in either, into an error: it stays within its message.
-///
-/// What the panic left half-done belongs to the handler, which knows that it shares state with others.
-async fn catch_panic<F, E>(make: impl FnOnce() -> F) -> Result<(), BoxError>
-where
-    F: Future<Output = Result<(), E>>,
-    E: Into<BoxError>,
-{
-    let mut future = pin!(Some(caught(|| Ok(make()))?));
-    let result = poll_fn(|cx: &mut Context<'_>| {
-        let polled = caught(|| match future.as_mut().as_pin_mut() {
-            Some(future) => Ok(future.poll(cx).map_err(Into::into)),
-            None => Ok(Poll::Pending),
-        });
-        polled.unwrap_or_else(|error| Poll::Ready(Err(error)))
-    })
-    .await;
-    // Dropping is part of it: what a future owns may have a destructor that panics.
-    let dropped = caught(|| {
-        future.set(None);
-        Ok(())
-    });
-    result.and(dropped)
-}
-
-fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| Err(panicked(payload)))
-}
-
-fn panicked(payload: Box<dyn Any + Send>) -> BoxError {
-    let said = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let error = format!("the handler panicked: {}", said.unwrap_or("no text")).into();
-    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // A payload that panics when it is dropped may have made another such: there is no end to that but this.
-        std::mem::forget(another);
-    }
-    error
 }

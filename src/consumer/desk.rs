@@ -1,0 +1,262 @@
+//! Where the answers to messages are decided on, whoever gives them: a worker for its handler, or the holder of a message
+//! by hand.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use super::flow::Outcome;
+use super::handler::{BoxError, Verdict};
+use super::link::{Command, Link, Purpose};
+use super::mailbox::{Event, Mailbox};
+use super::message::Message;
+use super::panics::{catch_panic, caught};
+use super::refusal::AnswerRefused;
+use super::state::{Counts, MessageRef};
+use crate::error::Result;
+use crate::protocol::MessageId;
+
+/// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
+const LONGEST_REQUEUE_MS: u64 = i64::MAX as u64 / 1_000_000;
+
+/// What is called with a message that is given up.
+pub(super) type GiveUpHook = Arc<dyn Fn(Message) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// What is called when nsqd has refused an answer.
+pub(super) type RefusedHook = Arc<dyn Fn(&AnswerRefused) + Send + Sync>;
+
+/// What becomes of messages that are not handled.
+#[derive(Clone)]
+pub(super) struct Rules {
+    /// 0 is no limit.
+    pub(super) max_attempts: u16,
+    pub(super) default_requeue_delay: Duration,
+    pub(super) max_requeue_delay: Duration,
+    pub(super) give_up: Option<GiveUpHook>,
+    pub(super) answer_refused: Option<RefusedHook>,
+}
+
+impl Default for Rules {
+    /// go-nsq's.
+    fn default() -> Self {
+        Self {
+            max_attempts: 5,
+            default_requeue_delay: Duration::from_secs(90),
+            max_requeue_delay: Duration::from_secs(15 * 60),
+            give_up: None,
+            answer_refused: None,
+        }
+    }
+}
+
+impl Rules {
+    /// go-nsq's: the default delay times the attempts so far, up to the maximum.
+    fn requeue_delay(&self, attempts: u16) -> Duration {
+        self.default_requeue_delay
+            .saturating_mul(u32::from(attempts))
+            .min(self.max_requeue_delay)
+    }
+
+    /// Whether a message that was delivered this often is not to be handled any more.
+    pub(super) fn is_exceeded_by(&self, attempts: u16) -> bool {
+        self.max_attempts > 0 && attempts > self.max_attempts
+    }
+}
+
+/// What all messages, workers and connections of a consumer share.
+#[derive(Default)]
+pub(super) struct Desk {
+    pub(super) mailbox: Mailbox,
+    pub(super) counts: Counts,
+    pub(super) rules: Rules,
+    /// Whether the flow wants to hear of successes: only while it backs off.
+    pub(super) reports_success: AtomicBool,
+    /// The messages that are answered by hand, and are not yet.
+    held: Mutex<Books>,
+    abandoned: Mutex<Vec<MessageRef>>,
+    /// Whether the supervisor waits for `held` to become empty.
+    ending: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    held: Slab<(u64, Held)>,
+    claims: u64,
+}
+
+/// A message that somebody holds and is to answer.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) link: Arc<Link>,
+    pub(super) id: MessageId,
+}
+
+/// The right to answer a message by hand. A key is used again once its message is answered, so it goes with a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    key: usize,
+    number: u64,
+}
+
+impl Desk {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            ..Self::default()
+        }
+    }
+
+    /// What nsqd is told of a message, and what the flow is.
+    pub(super) fn command(&self, id: MessageId, attempts: u16, verdict: Result<(), Verdict>) -> (Command, Outcome) {
+        let Err(Verdict::Requeue { delay, backoff }) = verdict else {
+            return (Command::Finish(id), Outcome::Success);
+        };
+        let delay = delay.unwrap_or_else(|| self.rules.requeue_delay(attempts));
+        let delay_ms = u64::try_from(delay.as_millis())
+            .unwrap_or(u64::MAX)
+            .min(LONGEST_REQUEUE_MS);
+        let outcome = if backoff {
+            Outcome::Failure
+        } else {
+            Outcome::FailureWithoutBackoff
+        };
+        let purpose = Purpose::Failed;
+        (Command::Requeue { id, delay_ms, purpose }, outcome)
+    }
+
+    /// Whether the flow has to hear of this outcome, and before nsqd does.
+    pub(super) fn concerns_flow(&self, outcome: Outcome) -> bool {
+        outcome != Outcome::Success || self.reports_success.load(Ordering::Relaxed)
+    }
+
+    /// Sends an answer given by hand. What is returned resolves once it is written, if it could be queued.
+    pub(super) fn answer(
+        &self,
+        link: &Arc<Link>,
+        id: MessageId,
+        attempts: u16,
+        verdict: Result<(), Verdict>,
+    ) -> Result<Option<oneshot::Receiver<Result<()>>>> {
+        let (command, outcome) = self.command(id, attempts, verdict);
+        if !self.concerns_flow(outcome) {
+            return link.send(command).map(|()| None);
+        }
+        let (written, receiver) = oneshot::channel();
+        self.mailbox.send(Event::Handled {
+            link: Arc::clone(link),
+            answer: command,
+            outcome,
+            written: Some(written),
+        });
+        Ok(Some(receiver))
+    }
+
+    /// Gives a message up: calls the hook, if there is one, with it. A hook that panics has not dealt with the message,
+    /// so it is to be requeued.
+    pub(super) async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
+        if let (Some(hook), Some(message)) = (&self.rules.give_up, message) {
+            let called = catch_panic(|| {
+                let calling = hook(message);
+                async {
+                    calling.await;
+                    Ok::<(), BoxError>(())
+                }
+            });
+            if let Err(error) = called.await {
+                tracing::error!(%error, "the give-up hook failed; the message is requeued");
+                return Err(Verdict::PLAIN);
+            }
+        }
+        self.counts.given_up.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives a message back whose handling was stopped in the middle, and keeps it for the report.
+    pub(super) fn abandon(&self, link: &Link, id: MessageId) {
+        self.abandoned().push(MessageRef {
+            nsqd: Arc::clone(&link.address),
+            id,
+        });
+        // On a lost connection nsqd takes the message back by itself.
+        let _lost_with_its_connection = link.send(Command::give_back(id, Purpose::Abandoned));
+    }
+
+    /// The messages whose handling was stopped. It is bounded by what is in flight, since only the consumer's end stops
+    /// handlers.
+    pub(super) fn abandoned(&self) -> MutexGuard<'_, Vec<MessageRef>> {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls the hook for refused answers, if there is one.
+    pub(super) fn tell_refused(&self, refused: &AnswerRefused) {
+        let Some(hook) = &self.rules.answer_refused else { return };
+        let called = caught(|| {
+            hook(refused);
+            Ok(())
+        });
+        if let Err(error) = called {
+            tracing::error!(%error, "the hook for refused answers failed");
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on somebody else than a handler's result answers this message. It is bounded by what is in flight.
+    pub(super) fn hold(&self, link: &Arc<Link>, id: MessageId) -> Claim {
+        let mut books = self.books();
+        books.claims += 1;
+        let number = books.claims;
+        let link = Arc::clone(link);
+        let key = books.held.insert((number, Held { link, id }));
+        Claim { key, number }
+    }
+
+    /// Gives a claim up. Whether it was good: not if the connection is gone or the consumer has given the message back.
+    pub(super) fn release(&self, claim: Claim) -> bool {
+        let mut books = self.books();
+        let good = books
+            .held
+            .get(claim.key)
+            .is_some_and(|(number, _)| *number == claim.number);
+        if good {
+            books.held.remove(claim.key);
+        }
+        let was_last = good && books.held.is_empty();
+        drop(books);
+        if was_last && self.ending.load(Ordering::SeqCst) {
+            self.mailbox.notify();
+        }
+        good
+    }
+
+    /// Whether messages are held by hand. From the first call on, the supervisor is notified when the last is answered.
+    pub(super) fn holds_any(&self) -> bool {
+        self.ending.store(true, Ordering::SeqCst);
+        !self.books().held.is_empty()
+    }
+
+    /// Takes the right to answer from everybody who holds a message.
+    pub(super) fn take_held(&self) -> Vec<Held> {
+        self.books().held.drain().map(|(_, held)| held).collect()
+    }
+
+    /// Forgets what a connection has delivered: it is gone, and nsqd delivers these messages again.
+    pub(super) fn forget(&self, link: &Link) {
+        self.books().held.retain(|_, (_, held)| held.link.id != link.id);
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk")
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}

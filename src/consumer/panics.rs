@@ -1,0 +1,52 @@
+//! Keeps the panics of a user's code where they arose.
+
+use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use super::handler::BoxError;
+
+/// Runs what `make` makes and turns a panic, in either, into an error: it stays within its message.
+///
+/// What the panic left half-done belongs to the handler, which knows that it shares state with others.
+pub(super) async fn catch_panic<F, E>(make: impl FnOnce() -> F) -> Result<(), BoxError>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    let mut future = pin!(Some(caught(|| Ok(make()))?));
+    let result = poll_fn(|cx: &mut Context<'_>| {
+        let polled = caught(|| match future.as_mut().as_pin_mut() {
+            Some(future) => Ok(future.poll(cx).map_err(Into::into)),
+            None => Ok(Poll::Pending),
+        });
+        polled.unwrap_or_else(|error| Poll::Ready(Err(error)))
+    })
+    .await;
+    // Dropping is part of it: what a future owns may have a destructor that panics.
+    let dropped = caught(|| {
+        future.set(None);
+        Ok(())
+    });
+    result.and(dropped)
+}
+
+/// Turns a panic within `run` into an error.
+pub(super) fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| Err(panicked(payload)))
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> BoxError {
+    let said = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let error = format!("the handler panicked: {}", said.unwrap_or("no text")).into();
+    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // A payload that panics when it is dropped may have made another such: there is no end to that but this.
+        std::mem::forget(another);
+    }
+    error
+}
