@@ -209,9 +209,11 @@ impl Link {
     pub(super) fn refused(&self, code: ErrorCode, text: &str) {
         let id = refused_id(text);
         let error = Error::rejected(Step::Handle, text).at(&self.address);
-        let watched = id.is_some_and(|id| self.watches.refuse(id, error));
-        if watched && id.is_some_and(|id| is_marker(&id)) {
-            return;
+        if let Some(id) = id {
+            self.watches.refuse(id, error);
+            if is_marker(&id) {
+                return;
+            }
         }
         tracing::warn!(
             nsqd = %self.address,

@@ -16,6 +16,7 @@ mod model;
 
 mod answers;
 mod backoff;
+mod by_hand;
 mod discovery;
 mod endings;
 mod link;
