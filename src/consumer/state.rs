@@ -14,6 +14,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) enum Control {
     SetMaxInFlight(u32),
+    SetPaused(bool),
     Shutdown { deadline: Instant },
 }
 
