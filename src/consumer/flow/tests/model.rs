@@ -9,7 +9,9 @@ mod nsqd;
 mod pasted;
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
@@ -31,6 +33,8 @@ fn play_and_calm_down(setup: &Setup, events: &[Event]) {
     play(setup, events).calm_down();
 }
 
+type Rule = fn(&Setup, &[Event]);
+
 /// A history that breaks a rule, as short as it can be.
 struct Broken {
     reason: String,
@@ -38,8 +42,55 @@ struct Broken {
     events: Vec<Event>,
 }
 
+impl Broken {
+    /// Leaves out whatever is not needed: proptest does that before it makes values small, and not again after it.
+    fn shorten(&mut self, rule: Rule) {
+        let mut length = self.events.len() / 2;
+        while length > 0 {
+            let before = self.events.len();
+            let mut from = 0;
+            while from < self.events.len() {
+                let mut shorter = self.events.clone();
+                shorter.drain(from..(from + length).min(shorter.len()));
+                match breaks(rule, &self.setup, &shorter) {
+                    Some(reason) => (self.reason, self.events) = (reason, shorter),
+                    None => from += length,
+                }
+            }
+            if length > 1 || self.events.len() == before {
+                length /= 2;
+            }
+        }
+    }
+}
+
+/// What `rule` says against this history.
+fn breaks(rule: Rule, setup: &Setup, events: &[Event]) -> Option<String> {
+    let panic = quietly(|| catch_unwind(AssertUnwindSafe(|| rule(setup, events)))).err()?;
+    let text = panic.downcast_ref::<String>().cloned();
+    Some(text.unwrap_or_else(|| (*panic.downcast_ref::<&str>().unwrap_or(&"it panics")).to_owned()))
+}
+
+/// Runs what panics on purpose, many times over, without a word of it.
+fn quietly<R>(run: impl FnOnce() -> R) -> R {
+    thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                hook(panic);
+            }
+        }));
+    });
+    let was_quiet = QUIET.replace(true);
+    let result = run();
+    QUIET.set(was_quiet);
+    result
+}
+
 /// Looks for a history that makes `rule` panic. Returns how many events it has played in vain.
-fn search(pace: Pace, histories: u32, longest: usize, rule: fn(&Setup, &[Event])) -> Result<usize, Broken> {
+fn search(pace: Pace, histories: u32, longest: usize, rule: Rule) -> Result<usize, Broken> {
     let config = ProptestConfig {
         cases: histories,
         // In a debug build the default generator takes longer than all the histories it makes.
@@ -50,18 +101,24 @@ fn search(pace: Pace, histories: u32, longest: usize, rule: fn(&Setup, &[Event])
     };
     let played = AtomicUsize::new(0);
     let histories = (setup(pace), prop::collection::vec(event(), 1..longest));
-    let result = TestRunner::new(config).run(&histories, |(setup, events)| {
-        rule(&setup, &events);
-        played.fetch_add(events.len(), Ordering::Relaxed);
-        Ok(())
+    let result = quietly(|| {
+        TestRunner::new(config).run(&histories, |(setup, events)| {
+            rule(&setup, &events);
+            played.fetch_add(events.len(), Ordering::Relaxed);
+            Ok(())
+        })
     });
     match result {
         Ok(()) => Ok(played.into_inner()),
-        Err(TestError::Fail(reason, (setup, events))) => Err(Broken {
-            reason: reason.to_string(),
-            setup,
-            events,
-        }),
+        Err(TestError::Fail(reason, (setup, events))) => {
+            let mut broken = Broken {
+                reason: reason.to_string(),
+                setup,
+                events,
+            };
+            broken.shorten(rule);
+            Err(broken)
+        }
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
 }
@@ -127,11 +184,14 @@ fn no_nsqd_is_ever_told_to_stop(setup: &Setup, events: &[Event]) {
 fn a_history_that_breaks_a_rule_is_made_short_and_still_breaks_it() {
     let broken = search(Pace::Exponential, 1000, 300, no_nsqd_is_ever_told_to_stop).unwrap_err();
     assert!(broken.reason.contains("an nsqd was told to stop"), "{}", broken.reason);
-    assert!(broken.events.len() <= 3, "{:?}", broken.events);
-    let again = catch_unwind(AssertUnwindSafe(|| {
-        no_nsqd_is_ever_told_to_stop(&broken.setup, &broken.events);
-    }));
-    assert!(again.is_err());
+    assert!(broken.events.len() <= 6, "{:?}", broken.events);
+    for left_out in 0..broken.events.len() {
+        let mut events = broken.events.clone();
+        events.remove(left_out);
+        assert_eq!(breaks(no_nsqd_is_ever_told_to_stop, &broken.setup, &events), None);
+    }
+    let again = breaks(no_nsqd_is_ever_told_to_stop, &broken.setup, &broken.events);
+    assert_eq!(again, Some(broken.reason));
 }
 
 /// What is printed compiles, and is what was played: `pasted.rs` is such a text, pasted, and runs as a test.
