@@ -65,6 +65,7 @@ pub struct ConsumerBuilder {
     discovery: DiscoveryOptions,
     flow: FlowOptions,
     backoff: Arc<dyn Backoff>,
+    backoff_multiplier: Duration,
     concurrency: Option<u32>,
     rules: Rules,
 }
@@ -83,6 +84,8 @@ impl ConsumerBuilder {
                 ..FlowOptions::default()
             },
             backoff: Arc::new(Exponential::default()),
+            // Only to be checked: the strategy has it.
+            backoff_multiplier: Duration::ZERO,
             concurrency: None,
             rules: Rules::default(),
         }
@@ -185,6 +188,8 @@ impl ConsumerBuilder {
     }
 
     /// How long the consumer pauses at each level of backoff. Default: [`Exponential`], as in go-nsq.
+    ///
+    /// It replaces what [`backoff_multiplier`](Self::backoff_multiplier) has set before: a strategy has its own.
     pub fn backoff(mut self, strategy: impl Backoff + 'static) -> Self {
         self.backoff = Arc::new(strategy);
         self
@@ -194,6 +199,48 @@ impl ConsumerBuilder {
     /// min, as in go-nsq. Allowed: up to one hour. 0 switches backoff off.
     pub fn max_backoff_duration(mut self, duration: Duration) -> Self {
         self.flow.max_backoff_duration = duration;
+        self
+    }
+
+    /// The unit of the default strategy's pauses: twice this after the first failure, then four times, eight times and
+    /// so on. Default: 1 s, as in go-nsq. Allowed: up to one hour. 0 switches backoff off.
+    ///
+    /// It sets the strategy to an [`Exponential`] of this multiplier, so of this and [`backoff`](Self::backoff) the last
+    /// call counts. A longer one is easier on what the handlers depend on, and slower to notice that it is well again.
+    pub fn backoff_multiplier(mut self, multiplier: Duration) -> Self {
+        self.backoff_multiplier = multiplier;
+        self.backoff = Arc::new(Exponential::new(multiplier));
+        self
+    }
+
+    /// How long an nsqd may hold RDY without sending a message while others could use it. Default: 10 s, as in go-nsq.
+    /// Allowed: 1 s to 5 min.
+    ///
+    /// Then its turn is over if there are more nsqds than `max_in_flight`; else it keeps RDY 1 and lends the rest of its
+    /// share until its next message (go-nsq does not). A shorter time brings more of `max_in_flight` to where the
+    /// messages are, at the price of two RDY commands for each nsqd whenever one falls silent or speaks up.
+    pub fn low_rdy_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.flow.low_rdy_idle_timeout = timeout;
+        self
+    }
+
+    /// How long an nsqd waits at most for its turn when there are more of them than `max_in_flight`. Default: 30 s, as
+    /// in go-nsq. Allowed: 1 s to 5 min.
+    ///
+    /// A shorter time is fairer and costs more changes of RDY, each with a moment in which a part of `max_in_flight` is
+    /// in nobody's use. With enough in flight for all nsqds it has no effect.
+    pub fn low_rdy_timeout(mut self, timeout: Duration) -> Self {
+        self.flow.low_rdy_timeout = timeout;
+        self
+    }
+
+    /// How often, at least, it is looked whether RDY should move from one nsqd to another. Default: 5 s, as in go-nsq.
+    /// Allowed: 1 ms to 5 s.
+    ///
+    /// It is looked more often where `low_rdy_timeout` asks for it. Each look wakes one task and costs about a
+    /// microsecond for each connection; there is none with a single nsqd, nor with exactly as many as `max_in_flight`.
+    pub fn rdy_redistribute_interval(mut self, interval: Duration) -> Self {
+        self.flow.rdy_redistribute_interval = interval;
         self
     }
 
@@ -314,16 +361,7 @@ impl ConsumerBuilder {
                 return Err(Error::option("concurrency", concurrency, "1 to 100000"));
             }
         }
-        let hour = Duration::from_secs(3600);
-        for (name, value) in [
-            ("default_requeue_delay", self.rules.default_requeue_delay),
-            ("max_requeue_delay", self.rules.max_requeue_delay),
-            ("max_backoff_duration", self.flow.max_backoff_duration),
-        ] {
-            if value > hour {
-                return Err(Error::option(name, format_args!("{value:?}"), "0 to 1h"));
-            }
-        }
+        self.validate_times()?;
         let mut pinned = Vec::new();
         for nsqd in &self.nsqds {
             let address = address::parse("nsqd", nsqd)?;
@@ -332,6 +370,27 @@ impl ConsumerBuilder {
             }
         }
         Ok(pinned)
+    }
+
+    fn validate_times(&self) -> Result<()> {
+        const SECOND: Duration = Duration::from_secs(1);
+        let hour = (Duration::ZERO, 3600 * SECOND, "0 to 1h");
+        let turn = (SECOND, 300 * SECOND, "1s to 5min");
+        let tick = (Duration::from_millis(1), 5 * SECOND, "1ms to 5s");
+        for (name, value, (least, most, allowed)) in [
+            ("default_requeue_delay", self.rules.default_requeue_delay, hour),
+            ("max_requeue_delay", self.rules.max_requeue_delay, hour),
+            ("max_backoff_duration", self.flow.max_backoff_duration, hour),
+            ("backoff_multiplier", self.backoff_multiplier, hour),
+            ("low_rdy_idle_timeout", self.flow.low_rdy_idle_timeout, turn),
+            ("low_rdy_timeout", self.flow.low_rdy_timeout, turn),
+            ("rdy_redistribute_interval", self.flow.rdy_redistribute_interval, tick),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(Error::option(name, format_args!("{value:?}"), allowed));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -345,5 +404,87 @@ impl std::fmt::Debug for ConsumerBuilder {
             .field("connection", &self.connection)
             .field("max_in_flight", &self.flow.max_in_flight)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backoff::Off;
+    use crate::error::ErrorKind;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NANOSECOND: Duration = Duration::from_nanos(1);
+
+    fn builder() -> ConsumerBuilder {
+        Consumer::builder("orders", "billing").nsqd("127.0.0.1:4150")
+    }
+
+    #[test]
+    fn options_of_the_flow_have_go_nsq_s_ranges_and_say_so() {
+        type Setter = fn(ConsumerBuilder, Duration) -> ConsumerBuilder;
+        let options: [(&str, Setter, Duration, Duration, &str); 5] = [
+            (
+                "low_rdy_idle_timeout",
+                ConsumerBuilder::low_rdy_idle_timeout,
+                SECOND,
+                300 * SECOND,
+                "1s to 5min",
+            ),
+            (
+                "low_rdy_timeout",
+                ConsumerBuilder::low_rdy_timeout,
+                SECOND,
+                300 * SECOND,
+                "1s to 5min",
+            ),
+            (
+                "rdy_redistribute_interval",
+                ConsumerBuilder::rdy_redistribute_interval,
+                Duration::from_millis(1),
+                5 * SECOND,
+                "1ms to 5s",
+            ),
+            (
+                "max_backoff_duration",
+                ConsumerBuilder::max_backoff_duration,
+                Duration::ZERO,
+                3600 * SECOND,
+                "0 to 1h",
+            ),
+            (
+                "backoff_multiplier",
+                ConsumerBuilder::backoff_multiplier,
+                Duration::ZERO,
+                3600 * SECOND,
+                "0 to 1h",
+            ),
+        ];
+        for (name, set, least, most, allowed) in options {
+            for value in [least, most] {
+                assert!(set(builder(), value).validate().is_ok(), "{name} {value:?}");
+            }
+            for value in [least.checked_sub(NANOSECOND), Some(most + NANOSECOND)]
+                .into_iter()
+                .flatten()
+            {
+                let error = set(builder(), value).validate().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Invalid);
+                let text = error.to_string();
+                for told in [name, allowed, &format!("{value:?}")] {
+                    assert!(text.contains(told), "{told} is missing in {text:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_the_strategy_and_the_multiplier_the_last_one_counts() {
+        let first_pause = |builder: ConsumerBuilder| builder.backoff.delay(1, 0.0);
+        assert_eq!(first_pause(builder()), 2 * SECOND);
+        assert_eq!(first_pause(builder().backoff_multiplier(3 * SECOND)), 6 * SECOND);
+        let off = builder().backoff_multiplier(3 * SECOND).backoff(Off);
+        assert_eq!(first_pause(off.clone()), Duration::ZERO);
+        assert_eq!(first_pause(off.backoff_multiplier(SECOND)), 2 * SECOND);
     }
 }

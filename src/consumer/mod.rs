@@ -187,6 +187,38 @@ impl Consumer {
         let _ended = self.control.send(Control::SetMaxInFlight(count)).await;
     }
 
+    /// Stops the flow of messages until [`resume`](Self::resume): nsqds are told to send none. Those that are here or on
+    /// their way are handled, and the connections stay.
+    ///
+    /// `max_in_flight` is as it was afterwards, and a backoff goes on underneath: its time runs, and the message that
+    /// tries whether things are well again comes once the pause is over. A second pause changes nothing.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the consumer as it was.
+    pub async fn pause(&self) {
+        // A consumer that has ended is as quiet as it gets.
+        let _ended = self.control.send(Control::SetPaused(true)).await;
+    }
+
+    /// Ends a [`pause`](Self::pause). Without one it does nothing.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the consumer paused.
+    pub async fn resume(&self) {
+        let _ended = self.control.send(Control::SetPaused(false)).await;
+    }
+
+    /// Whether an nsqd has about as many messages in flight here as it may: at least one, and 85 % of its RDY, as in
+    /// go-nsq. A handler that collects messages asks this to know that waiting will bring no more, and that it should
+    /// answer what it has. It waits for nothing.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        let is_closing = |connection: &ConnectionStats| connection.paused == Some(PauseReason::Closing);
+        self.connections()
+            .iter()
+            .any(|connection| !is_closing(connection) && flow::is_starved(connection.in_flight, connection.rdy))
+    }
+
     /// Ends the consumer within `deadline`: nsqds are told to send no more, messages not begun are given back at
     /// once, running handlers may end, every answer is written, and connections are closed. The last tenth of the time,
     /// at most 1 s, is kept for writing: handlers that still run then are stopped, and their messages given back.

@@ -15,6 +15,7 @@ use crate::protocol::MessageId;
 #[derive(Debug)]
 pub(super) enum Control {
     SetMaxInFlight(u32),
+    SetPaused(bool),
     Shutdown { deadline: Instant },
 }
 

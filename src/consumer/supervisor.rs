@@ -73,6 +73,9 @@ impl Supervisor {
                 Woken::Control(Some(Control::SetMaxInFlight(max))) => {
                     self.flow.set_max_in_flight(max, Instant::now().into_std());
                 }
+                Woken::Control(Some(Control::SetPaused(paused))) => {
+                    self.flow.set_paused(paused, Instant::now().into_std());
+                }
                 Woken::Control(Some(Control::Shutdown { deadline })) => {
                     self.shut_down(Some(deadline)).await;
                     return;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_nsq::{BoxError, Consumer, ErrorKind, HandlerError, Message};
 use tokio::sync::oneshot;
 
-use crate::scripted::{Nsqd, SECOND, delivery, fin, id, req, succeed, text};
+use crate::scripted::{FIRST, Nsqd, SECOND, delivery, fin, id, req, succeed, text};
 use crate::support::{Command, Peer, frames};
 
 /// A connected consumer with backoff off.
@@ -70,7 +70,10 @@ async fn c5_success_is_one_fin() {
     assert_eq!(peer.command().await, fin(1));
     peer.expect_nothing(50 * SECOND).await;
     let stats = consumer.stats();
-    assert_eq!((stats.received, stats.finished, stats.in_flight), (1, 1, 0));
+    assert_eq!(
+        (stats.received, stats.finished, stats.in_flight),
+        (FIRST + 1, FIRST + 1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +120,7 @@ async fn c5_an_error_can_say_what_shall_become_of_the_message() {
     let expected = [fin(4), req(0, 1234), req(1, 0), req(2, 90_000), req(3, longest)];
     assert_eq!(peer.commands(5).await, expected);
     let stats = consumer.stats();
-    assert_eq!((stats.finished, stats.given_up, stats.requeued), (1, 1, 4));
+    assert_eq!((stats.finished, stats.given_up, stats.requeued), (FIRST + 1, 1, 4));
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,7 +164,7 @@ async fn c5_a_panic_of_any_kind_is_a_req_and_the_consumer_goes_on() {
         assert_eq!(peer.commands(8).await, expected);
     }
     let stats = consumer.stats();
-    assert_eq!((stats.requeued, stats.finished, stats.in_flight), (42, 3, 0));
+    assert_eq!((stats.requeued, stats.finished, stats.in_flight), (42, FIRST + 3, 0));
     assert!(consumer.shutdown(Duration::ZERO).await.abandoned.is_empty());
 }
 
@@ -264,7 +267,7 @@ async fn c8_beyond_max_attempts_the_hook_gets_the_message_instead_of_the_handler
     given_up.sort();
     assert_eq!(given_up, [("hopeless".to_owned(), 1), ("too late".to_owned(), 4)]);
     let stats = consumer.stats();
-    assert_eq!((stats.finished, stats.given_up, stats.requeued), (3, 2, 0));
+    assert_eq!((stats.finished, stats.given_up, stats.requeued), (FIRST + 3, 2, 0));
 }
 
 #[tokio::test(start_paused = true)]

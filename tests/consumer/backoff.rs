@@ -32,10 +32,14 @@ async fn two() -> (Vec<Nsqd>, Consumer, [Peer; 2]) {
     let builder = nsqds[0].consumer().nsqd("nsqd-1:4150").max_in_flight(10);
     let consumer = builder.start(obey).await.unwrap();
     let mut peers = [nsqds[0].accept().await, nsqds[1].accept().await];
-    for peer in &mut peers {
-        settle().await;
-        assert_eq!(peer.drain().await.last(), Some(&Command::Rdy(5)));
+    let mut last = [None, None];
+    // The first one gets more until the second one has delivered, too.
+    for _ in 0..2 {
+        for (peer, last) in peers.iter_mut().zip(&mut last) {
+            *last = peer.drain().await.pop().or(last.take());
+        }
     }
+    assert_eq!(last, [Some(Command::Rdy(5)), Some(Command::Rdy(5))]);
     (nsqds, consumer, peers)
 }
 
@@ -180,11 +184,11 @@ async fn c4_the_way_back_survives_the_loss_of_all_connections() {
     deliver(&mut peer, 1, "fail").await;
     assert_eq!(peer.command().await, Command::Rdy(0));
     drop(peer);
-    let mut peer = nsqd.accept().await;
+    let mut peer = nsqd.accept_unproven().await;
     // The probe goes to whoever is there when the pause is over, and moves when that one goes too.
     assert_eq!(peer.command().await, Command::Rdy(1));
     drop(peer);
-    let mut peer = nsqd.accept().await;
+    let mut peer = nsqd.accept_unproven().await;
     assert_eq!(peer.command().await, Command::Rdy(1));
     deliver(&mut peer, 2, "succeed").await;
     assert_eq!(peer.command().await, Command::Rdy(10));
@@ -203,4 +207,42 @@ async fn c4_a_success_from_before_the_failure_does_not_end_the_pause() {
     assert_eq!(peer.command().await, fin(1));
     assert_eq!(peer.command().await, Command::Rdy(1));
     assert_eq!(failed.elapsed().as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c4_a_pause_during_backoff_changes_nothing_but_when_the_probe_comes() {
+    let mut nsqd = Nsqd::start();
+    let (consumer, mut peer) = nsqd.consume(10, obey).await;
+    deliver(&mut peer, 1, "fail").await;
+    assert_eq!(peer.command().await, Command::Rdy(0));
+    assert_eq!(peer.command().await, req(1, 90_000));
+    consumer.pause().await;
+    peer.expect_nothing(20 * SECOND).await;
+    assert_eq!(consumer.stats().backoff_level, 1);
+    consumer.resume().await;
+    assert_eq!(peer.command().await, Command::Rdy(1));
+    // The pause comes while the probe is on its way.
+    consumer.pause().await;
+    assert_eq!(peer.command().await, Command::Rdy(0));
+    deliver(&mut peer, 2, "succeed").await;
+    assert_eq!(peer.command().await, fin(2));
+    assert_eq!(consumer.stats().backoff_level, 0);
+    consumer.resume().await;
+    assert_eq!(peer.command().await, Command::Rdy(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c4_the_multiplier_sets_the_pace() {
+    let mut nsqd = Nsqd::start();
+    let builder = nsqd.consumer().backoff_multiplier(5 * SECOND);
+    let (_consumer, mut peer) = nsqd.consume_with(builder, obey).await;
+    for (number, pause) in [(1, 10), (2, 20), (3, 40)] {
+        let failed = Instant::now();
+        deliver(&mut peer, number, "fail").await;
+        assert_eq!(
+            peer.commands(3).await,
+            [Command::Rdy(0), Command::Rdy(1), req(number, 90_000)]
+        );
+        assert_eq!(failed.elapsed().as_secs(), pause);
+    }
 }

@@ -195,7 +195,11 @@ async fn lesson_27_a_refused_answer_reaches_its_message_a_hook_the_statistics_an
     assert_eq!((again.id(), again.attempts()), (id, 2));
     again.finish_confirmed().await.unwrap();
     assert_eq!(house.nsqd.stats().accepted, 1);
-    assert_eq!(consumer.stats().refused, 1, "the marker of a confirmation is no refusal");
+    assert_eq!(
+        consumer.stats().refused,
+        1,
+        "the marker of a confirmation is no refusal"
+    );
 }
 
 #[tokio::test(start_paused = true)]

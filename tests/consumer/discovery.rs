@@ -8,7 +8,7 @@ use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Error, ErrorKind, M
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use crate::scripted::{Nsqd, SECOND, chain, fin, succeed};
+use crate::scripted::{FIRST, Nsqd, SECOND, chain, fin, succeed, text};
 use crate::support::{Command, settle};
 
 const LOOKUPD: &str = "lookupd:4161";
@@ -82,6 +82,12 @@ fn consumer(network: &MemoryNetwork) -> ConsumerBuilder {
         .max_in_flight(10)
 }
 
+/// A handler that takes as many seconds as the body says.
+async fn sleep_by_body(message: Message) -> Result<(), Error> {
+    tokio::time::sleep(Duration::from_secs(text(&message).parse().unwrap())).await;
+    Ok(())
+}
+
 async fn not_ready(consumer: &Consumer) -> Error {
     let error = consumer.ready(10 * SECOND).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);
@@ -120,14 +126,9 @@ async fn n5_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_an
     let network = MemoryNetwork::new();
     let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
     let lookupd = Lookupd::start(&network, Some(vec!["nsqd"]));
-    let handler = |message: Message| async move {
-        let seconds = crate::scripted::text(&message).parse().unwrap();
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-        Ok::<(), Error>(())
-    };
     let consumer = consumer(&network)
         .lookupd_poll_interval(10 * SECOND)
-        .start(handler)
+        .start(sleep_by_body)
         .await
         .unwrap();
     let mut peer = nsqd.accept().await;
@@ -156,18 +157,14 @@ async fn c7_an_nsqd_that_is_being_left_is_not_told_twice_to_stop() {
     let network = MemoryNetwork::new();
     let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
     let lookupd = Lookupd::start(&network, Some(vec!["nsqd"]));
-    let handler = |_: Message| async {
-        tokio::time::sleep(100 * SECOND).await;
-        Ok::<(), Error>(())
-    };
     let consumer = consumer(&network)
         .lookupd_poll_interval(10 * SECOND)
-        .start(handler)
+        .start(sleep_by_body)
         .await
         .unwrap();
     let mut peer = nsqd.accept().await;
     assert_eq!(peer.command().await, Command::Rdy(10));
-    peer.deliver([1]).await;
+    peer.deliver([100]).await;
     lookupd.announce(Some(vec![]));
     for _ in 0..3 {
         tokio::time::sleep(25 * SECOND).await;
@@ -177,11 +174,11 @@ async fn c7_an_nsqd_that_is_being_left_is_not_told_twice_to_stop() {
     peer.respond(b"CLOSE_WAIT").await;
     let ending = tokio::spawn(async move { consumer.shutdown(60 * SECOND).await });
     // nsqd closes at a second CLS, and the answer to what is still being handled would be lost.
-    assert_eq!(peer.command().await, fin(1));
+    assert_eq!(peer.command().await, fin(100));
     assert_eq!(peer.expect_close().await, 0);
     let report = ending.await.unwrap();
     assert!(report.is_clean(), "{report:?}");
-    assert_eq!(report.finished, 1);
+    assert_eq!(report.finished, FIRST + 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nsq::{Consumer, ConsumerReport};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::scripted::{Nsqd, SECOND, fin, stuck, succeed};
+use crate::scripted::{FIRST, Nsqd, SECOND, fin, stuck, succeed};
 use crate::support::{Command, Peer};
 
 fn runtimes() -> [Runtime; 2] {
@@ -33,7 +33,7 @@ fn a_consumer_works_on_every_runtime() {
             let closed = tokio::spawn(async move { peer.close_wait().await });
             let report = consumer.shutdown(60 * SECOND).await;
             assert!(report.is_clean());
-            assert_eq!(report.finished, 2000);
+            assert_eq!(report.finished, FIRST + 2000);
             assert_eq!(closed.await.unwrap(), []);
         });
     }

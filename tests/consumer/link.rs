@@ -6,7 +6,7 @@ use async_nsq::protocol::{self, Frame};
 use async_nsq::{BoxError, ErrorKind, Message, Step};
 use tokio::time::Instant;
 
-use crate::scripted::{Nsqd, SECOND, chain, delivery, fin, message, stuck, succeed};
+use crate::scripted::{FIRST, Nsqd, SECOND, chain, delivery, fin, message, stuck, succeed};
 use crate::support::{Command, frames, settle};
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +146,7 @@ async fn n4_a_frame_cut_short_by_the_end_is_no_message() {
     assert_eq!(peer.command().await, fin(1));
     drop(peer);
     nsqd.accept().await;
-    assert_eq!(consumer.stats().received, 1);
+    assert_eq!(consumer.stats().received, FIRST + 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,7 +224,7 @@ async fn n2_messages_of_a_lost_connection_are_never_answered_on_the_next() {
     // The two that run are for nothing, the other eight are not begun.
     peer.expect_nothing(50 * SECOND).await;
     let stats = consumer.stats();
-    assert_eq!((stats.finished, stats.unsent), (0, 2));
+    assert_eq!((stats.finished, stats.unsent), (2 * FIRST, 2));
     peer.deliver([0]).await;
     assert_eq!(peer.command().await, fin(0));
 }

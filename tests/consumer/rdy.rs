@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nsq::transport::MemoryNetwork;
-use async_nsq::{BoxError, ConnectionConfig, Consumer, ConsumerBuilder, Message};
+use async_nsq::{BoxError, ConnectionConfig, Consumer, ConsumerBuilder, Message, PauseReason};
 use tokio::time::{Instant, sleep};
 
 use crate::model::Model;
@@ -34,6 +34,11 @@ async fn c2_max_in_flight_is_shared_by_the_connections_there_are() {
         let network = MemoryNetwork::new();
         let model = Model::start(&network, nsqds, 2500);
         let _consumer = consumer(&network, nsqds, 10).start(succeed).await.unwrap();
+        sleep(SECOND).await;
+        assert_eq!(model.rdys(), vec![1; nsqds], "one each until there was a message");
+        for nsqd in 0..nsqds {
+            model.publish(nsqd, [nsqd as u64]);
+        }
         sleep(SECOND).await;
         let mut rdys = model.rdys();
         rdys.sort_unstable();
@@ -80,6 +85,8 @@ async fn c2_what_nsqd_accepts_at_most_bounds_rdy() {
     let network = MemoryNetwork::new();
     let model = Model::start(&network, 2, 7);
     let _consumer = consumer(&network, 2, 100).start(succeed).await.unwrap();
+    model.publish(0, [0]);
+    model.publish(1, [1]);
     sleep(SECOND).await;
     assert_eq!(model.rdys(), [7, 7]);
 }
@@ -175,4 +182,107 @@ async fn c3_an_idle_nsqd_lends_its_share_and_gets_it_back() {
     sleep(SECOND).await;
     assert_eq!(model.rdys(), [10, 10]);
     assert!(model.largest_rdy_sum() <= 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c2_a_connection_has_rdy_1_until_its_first_message_and_then_costs_nothing_more() {
+    let mut nsqd = Nsqd::start();
+    let consumer = nsqd.consumer().max_in_flight(10).start(succeed).await.unwrap();
+    let mut peer = nsqd.accept_unproven().await;
+    assert_eq!(peer.command().await, Command::Rdy(1));
+    for _ in 0..10 {
+        sleep(30 * SECOND).await;
+        peer.heartbeat().await;
+    }
+    assert_eq!(peer.drain().await, []);
+    peer.deliver([1]).await;
+    assert_eq!(peer.commands(2).await, [fin(1), Command::Rdy(10)]);
+    peer.deliver(2..10).await;
+    assert_eq!(peer.commands(8).await, (2..10).map(fin).collect::<Vec<_>>());
+    drop(peer);
+    // A new connection to the same nsqd has to show it again.
+    let mut peer = nsqd.accept_unproven().await;
+    assert_eq!(peer.command().await, Command::Rdy(1));
+    assert_eq!(consumer.connections()[0].rdy, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c3_an_nsqd_that_never_delivers_keeps_nothing_but_one_from_the_others() {
+    let network = MemoryNetwork::new();
+    let model = Model::start(&network, 3, 2500);
+    model.publish(0, 0..100_000);
+    let _consumer = consumer(&network, 3, 20).start(slow).await.unwrap();
+    sleep(600 * SECOND).await;
+    let mut rdys = model.rdys();
+    rdys.sort_unstable();
+    assert_eq!(rdys, [1, 1, 18]);
+    assert!(model.largest_rdy_sum() <= 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_stops_all_nsqds_and_resuming_restores_them() {
+    let mut nsqd = Nsqd::start();
+    let (consumer, mut peer) = nsqd.consume(10, succeed).await;
+    consumer.pause().await;
+    assert_eq!(peer.command().await, Command::Rdy(0));
+    settle().await;
+    assert_eq!(consumer.connections()[0].paused, Some(PauseReason::Paused));
+    // What was on its way is handled all the same.
+    peer.deliver([1, 2]).await;
+    assert_eq!(peer.commands(2).await, [fin(1), fin(2)]);
+    consumer.pause().await;
+    consumer.set_max_in_flight(7).await;
+    peer.expect_nothing(50 * SECOND).await;
+    peer.heartbeat().await;
+    consumer.resume().await;
+    assert_eq!(peer.command().await, Command::Rdy(7));
+    settle().await;
+    assert_eq!(consumer.connections()[0].paused, None);
+    consumer.resume().await;
+    peer.expect_nothing(SECOND).await;
+    // A connection that is made during a pause waits for its end.
+    consumer.pause().await;
+    assert_eq!(peer.command().await, Command::Rdy(0));
+    drop(peer);
+    let mut peer = nsqd.accept().await;
+    peer.expect_nothing(50 * SECOND).await;
+    consumer.resume().await;
+    assert_eq!(peer.command().await, Command::Rdy(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_is_starved_while_an_nsqd_has_all_of_its_rdy_in_flight() {
+    let mut nsqd = Nsqd::start();
+    let (consumer, mut peer) = nsqd.consume(10, stuck).await;
+    settle().await;
+    assert!(!consumer.is_starved());
+    peer.deliver(1..=7).await;
+    settle().await;
+    assert!(!consumer.is_starved());
+    peer.deliver([8]).await;
+    settle().await;
+    assert!(consumer.is_starved());
+}
+
+#[tokio::test(start_paused = true)]
+async fn c3_the_times_of_redistribution_are_the_user_s() {
+    let network = MemoryNetwork::new();
+    let model = Model::start(&network, 2, 2500);
+    for nsqd in 0..2 {
+        model.publish(nsqd, (0..10_000).map(|number| number + 1_000_000 * nsqd as u64));
+    }
+    let builder = consumer(&network, 2, 1)
+        .low_rdy_timeout(4 * SECOND)
+        .low_rdy_idle_timeout(2 * SECOND)
+        .rdy_redistribute_interval(Duration::from_millis(100));
+    let begun = Instant::now();
+    let _consumer = builder.start(slow).await.unwrap();
+    sleep(100 * SECOND).await;
+    for nsqd in 0..2 {
+        let mut last = begun;
+        for at in model.delivered(nsqd).into_iter().chain([Instant::now()]) {
+            assert!(at - last <= 5 * SECOND, "nsqd {nsqd} waited {:?}", at - last);
+            last = at;
+        }
+    }
 }

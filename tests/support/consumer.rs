@@ -6,11 +6,15 @@ use async_nsq::protocol::{self, Frame, MessageId};
 use async_nsq::transport::{MemoryListener, MemoryNetwork};
 use async_nsq::{BoxError, ConnectionConfig, Consumer, ConsumerBuilder, Handler, Message};
 use bytes::Bytes;
+use futures_util::future::Either;
 use tokio::time::timeout;
 
-use crate::support::{Command, IDENTIFY_ANSWER, Peer};
+use crate::support::{Command, FIRST_ID, IDENTIFY_ANSWER, Peer};
 
 pub const SECOND: Duration = Duration::from_secs(1);
+
+/// The first message of a connection, in counts of messages: see [`Nsqd::accept`].
+pub const FIRST: u64 = 1;
 
 /// An nsqd that accepts subscriptions and leaves the rest to the test.
 pub struct Nsqd {
@@ -53,14 +57,15 @@ impl Nsqd {
             .nsqd(self.listener.address())
     }
 
-    /// A consumer and the other end of its connection, once it has sent the first RDY.
+    /// A consumer and the other end of its connection, once it has sent the RDY that follows its first message. The
+    /// handler sees nothing of that one.
     pub async fn consume(&mut self, max_in_flight: u32, handler: impl Handler) -> (Consumer, Peer) {
         self.consume_with(self.consumer().max_in_flight(max_in_flight), handler)
             .await
     }
 
     pub async fn consume_with(&mut self, builder: ConsumerBuilder, handler: impl Handler) -> (Consumer, Peer) {
-        let consumer = builder.start(handler).await.unwrap();
+        let consumer = builder.start(BeyondTheFirst(handler)).await.unwrap();
         let mut peer = self.accept().await;
         assert!(matches!(peer.command().await, Command::Rdy(_)));
         (consumer, peer)
@@ -71,8 +76,16 @@ impl Nsqd {
         Peer::new(self.listener.accept().await)
     }
 
-    /// The next connection, subscribed.
+    /// The next connection, subscribed. It [sends the first message](Peer::sends_the_first_message), which the handler
+    /// has to finish.
     pub async fn accept(&mut self) -> Peer {
+        let mut peer = self.accept_unproven().await;
+        peer.sends_the_first_message();
+        peer
+    }
+
+    /// The next connection, subscribed, and without a message yet.
+    pub async fn accept_unproven(&mut self) -> Peer {
         self.accept_granting(IDENTIFY_ANSWER).await
     }
 
@@ -83,6 +96,21 @@ impl Nsqd {
         peer.read_sub().await;
         peer.ok().await;
         peer
+    }
+}
+
+/// A handler that finishes the first message of a connection and leaves all others to another one.
+struct BeyondTheFirst<H>(H);
+
+impl<H: Handler> Handler for BeyondTheFirst<H> {
+    type Error = H::Error;
+
+    fn handle(&self, message: Message) -> impl Future<Output = Result<(), H::Error>> + Send {
+        if message.id().as_bytes() == FIRST_ID {
+            Either::Left(async { Ok(()) })
+        } else {
+            Either::Right(self.0.handle(message))
+        }
     }
 }
 

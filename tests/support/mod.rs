@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test target uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the line that did it")]
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -71,11 +72,7 @@ impl ScriptedNsqd {
 
     /// The next connection, before anything was read from it.
     pub async fn accept_raw(&mut self) -> Peer {
-        let io = self.listener.accept().await;
-        Peer {
-            io,
-            read: BytesMut::new(),
-        }
+        Peer::new(self.listener.accept().await)
     }
 
     /// The next connection, with the handshake done.
@@ -200,14 +197,39 @@ fn split_mpub(mut body: Bytes) -> Vec<Bytes> {
 pub struct Peer {
     io: BoxIo,
     read: BytesMut,
+    first: First,
+    /// Commands that came before the answer to the first message.
+    kept: VecDeque<Command>,
 }
+
+/// The first message of a consumer's connection. Until it has come, the consumer asks for one at a time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    /// It is the test's business.
+    Others,
+    /// It goes out at the first RDY.
+    Due,
+    /// It is on its way, or being handled.
+    Sent,
+}
+
+/// The identifier of the message that [`Peer::sends_the_first_message`] is about.
+pub const FIRST_ID: &[u8; 16] = b"the-first-one-..";
 
 impl Peer {
     pub fn new(io: BoxIo) -> Self {
         Self {
             io,
             read: BytesMut::new(),
+            first: First::Others,
+            kept: VecDeque::new(),
         }
+    }
+
+    /// Has it answer the first RDY, which is 1, with a message, and keep both that and the FIN to itself: what the test
+    /// reads begins with the RDY of a connection that has shown that it delivers.
+    pub fn sends_the_first_message(&mut self) {
+        self.first = First::Due;
     }
 
     /// Reads the magic and IDENTIFY, and grants what a default nsqd grants.
@@ -229,6 +251,37 @@ impl Peer {
 
     /// The next command, NOPs included; `None` once the client has closed.
     pub async fn next(&mut self) -> Option<Command> {
+        loop {
+            if self.first != First::Sent {
+                if let Some(command) = self.kept.pop_front() {
+                    return Some(command);
+                }
+            }
+            let Some(command) = self.read_next().await else {
+                self.first = First::Others;
+                return self.kept.pop_front();
+            };
+            match (self.first, command) {
+                (First::Due, Command::Rdy(count)) => {
+                    assert_eq!(count, 1, "the first RDY of a connection");
+                    self.first = First::Sent;
+                    // Whatever a test's handler makes of bodies: to most of them this is an easy one.
+                    let message = Message {
+                        timestamp: 1,
+                        attempts: 1,
+                        id: MessageId::new(*FIRST_ID),
+                        body: Bytes::from_static(b"0"),
+                    };
+                    self.send(&Frame::Message(message)).await;
+                }
+                (First::Sent, Command::Fin(id)) if id.as_bytes() == FIRST_ID => self.first = First::Others,
+                (First::Sent, command) => self.kept.push_back(command),
+                (_, command) => return Some(command),
+            }
+        }
+    }
+
+    async fn read_next(&mut self) -> Option<Command> {
         loop {
             if let Some(command) = Command::parse(&mut self.read) {
                 return Some(command);

@@ -24,7 +24,7 @@ pub(crate) struct ConnectionId(pub(crate) u64);
 /// What [`Flow`] goes by, under go-nsq's names and with its defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowOptions {
-    /// How many messages may be in flight over all connections. Default 1; 0 pauses the consumer.
+    /// How many messages may be in flight over all connections. Default 1; with 0 nothing comes.
     pub(crate) max_in_flight: u32,
     /// The longest pause after failures. Default 2 min, range 0 to 60 min; 0 never pauses.
     pub(crate) max_backoff_duration: Duration,
@@ -67,6 +67,13 @@ pub(crate) struct RdyChange {
     pub(crate) rdy: u32,
 }
 
+/// Whether a connection has about as much in flight as its RDY lets nsqd send, so that it is worth while to answer what
+/// is there before asking for more: go-nsq's rule, 85 % of RDY and at least one message. It is for connections that are
+/// not closing.
+pub(crate) fn is_starved(in_flight: u32, rdy: u32) -> bool {
+    in_flight > 0 && u64::from(in_flight) >= u64::from(rdy) * 85 / 100
+}
+
 /// Why nsqd is to send nothing on a connection, that is, why its RDY is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -75,6 +82,8 @@ pub enum PauseReason {
     Backoff,
     /// `max_in_flight` is 0.
     MaxInFlightZero,
+    /// The consumer was paused.
+    Paused,
     /// Other connections use all of `max_in_flight`, or still have messages from when they did.
     WaitingForShare,
     /// nsqd sent more than was asked for, because it took messages back from handlers that are too slow.
@@ -113,16 +122,20 @@ pub enum PauseReason {
 ///      +-------+ ------------------------------------------------------------------> +---------+
 ///      | RDY 0 |                                                                     | RDY > 0 |
 ///      +-------+ <------------------------------------------------------------------ +---------+
-///                       backoff, max_in_flight 0, turn over, or more in flight than RDY allowed
+///                       backoff, paused, turn over, or more in flight than RDY allowed
 /// ```
 ///
 /// What is free is `max_in_flight` less the sum over all connections, closing ones included, of max(RDY, in flight).
 /// A lowered connection counts with its old RDY until a report says that fewer are in flight, because nsqd never
 /// answers RDY. While the sum is above `max_in_flight` nothing rises.
 ///
-/// Where there is room for all, each has an even share, and one that is silent keeps 1 and lends the rest to the busy
-/// ones until its next message. With more connections than `max_in_flight`, that many have RDY 1 and the turns go
-/// round, so that none waits longer than `low_rdy_timeout`.
+/// Where there is room for all, each has an even share. A new connection has RDY 1 until its first message: an nsqd that
+/// is slow or empty is not handed a large window unseen. One that has been silent keeps 1, too, and both lend the rest to
+/// the busy ones until their next message. With more connections than `max_in_flight`, that many have RDY 1 and the
+/// turns go round, so that none waits longer than `low_rdy_timeout`.
+///
+/// A pause is a `max_in_flight` of 0 that remembers the number. The backoff goes on underneath: its timer runs, and the
+/// probe that is due then is sent once the pause is over.
 ///
 /// # How to drive it
 ///
@@ -139,6 +152,7 @@ pub enum PauseReason {
 #[derive(Debug)]
 pub(crate) struct Flow {
     options: FlowOptions,
+    paused: bool,
     backoff: BackoffState,
     /// The connection whose next message decides, chosen in [`Phase::Probing`] as soon as there is one that qualifies.
     probe: Option<ConnectionId>,
@@ -151,6 +165,7 @@ impl Flow {
     pub(crate) fn new(options: FlowOptions, strategy: Box<dyn Backoff>, seed: u64) -> Self {
         Self {
             options,
+            paused: false,
             backoff: BackoffState::new(strategy, options.max_backoff_duration),
             probe: None,
             connections: Connections::new(),
@@ -189,10 +204,11 @@ impl Flow {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        // Only one that was empty yields, so anything in flight has come since.
-        if received || (connection.yielded && in_flight > 0) {
+        // Only one that was empty lends, so anything in flight has come since.
+        if received || (connection.lends() && in_flight > 0) {
             connection.last_message = now;
             connection.yielded = false;
+            connection.proven = true;
         }
         if in_flight > connection.charge() && in_flight > connection.share {
             connection.overrun = true;
@@ -208,6 +224,8 @@ impl Flow {
     }
 
     /// A message was answered. Call it, and write the RDY commands that follow, before the answer itself.
+    ///
+    /// It may also be told of a [`Failure`](Outcome::Failure) that is no answer, such as nsqd's refusal of a FIN.
     pub(crate) fn handle_outcome(&mut self, outcome: Outcome, now: Instant) {
         let jitter = self.rng.f64();
         if self.backoff.handle_outcome(outcome, jitter, now) {
@@ -215,10 +233,19 @@ impl Flow {
         }
     }
 
-    /// Changes `max_in_flight`; 0 pauses the consumer.
+    /// Changes `max_in_flight`; with 0 nothing comes until it is raised.
     pub(crate) fn set_max_in_flight(&mut self, max_in_flight: u32, now: Instant) {
         self.options.max_in_flight = max_in_flight;
         self.plan(now);
+    }
+
+    /// Sets every RDY to 0 until it is called with `false`. `max_in_flight` and the backoff go on to mean what they do,
+    /// and may change meanwhile.
+    pub(crate) fn set_paused(&mut self, paused: bool, now: Instant) {
+        if self.paused != paused {
+            self.paused = paused;
+            self.plan(now);
+        }
     }
 
     /// Does what is due at `now`; harmless when nothing is.
@@ -272,10 +299,11 @@ impl Flow {
 
     /// Report the connection's count once it is *above* this, at once if it is already.
     ///
-    /// That is more than nsqd should send, or the first message of a connection whose share is lent to others.
+    /// That is more than nsqd should send, or the first message of a connection that is new or whose share is lent to
+    /// others.
     pub(crate) fn notify_above(&self, id: ConnectionId) -> Option<u32> {
         let connection = self.connections.get(&id)?;
-        Some(if connection.yielded { 0 } else { connection.charge() })
+        Some(if connection.lends() { 0 } else { connection.charge() })
     }
 
     /// Whether this outcome would change anything now. In normal operation a success does not, so nobody need send it.
@@ -293,6 +321,8 @@ impl Flow {
         let connection = self.connections.get(&id).filter(|c| c.rdy == 0)?;
         Some(if connection.closing {
             PauseReason::Closing
+        } else if self.paused {
+            PauseReason::Paused
         } else if self.options.max_in_flight == 0 {
             PauseReason::MaxInFlightZero
         } else if self.in_backoff() {
@@ -331,9 +361,11 @@ impl Flow {
 
     /// Decides every RDY anew from what is known. Each event ends here, so no rule depends on the order of events.
     fn plan(&mut self, now: Instant) {
-        let max = self.options.max_in_flight;
-        let anyone_busy = self.connections.values().any(|c| c.is_eligible() && !c.yielded);
-        if self.eligible() > max as usize || self.in_backoff() || !anyone_busy {
+        let max = self.limit();
+        let anyone_busy = self.connections.values().any(|c| c.is_eligible() && !c.lends());
+        // A pause says nothing about who is busy, so all is as it was when it ends.
+        let crowded = self.eligible() > self.options.max_in_flight as usize;
+        if crowded || self.in_backoff() || !anyone_busy {
             self.connections.values_mut().for_each(|c| c.yielded = false);
         }
         rdy::assign_shares(&mut self.connections, max);
@@ -390,7 +422,7 @@ impl Flow {
         let hold = hold.saturating_sub(self.tick(eligible));
         match self.backoff.phase() {
             Phase::Waiting { .. } => {}
-            Phase::Normal if eligible > self.options.max_in_flight as usize => {
+            Phase::Normal if eligible > self.limit() as usize => {
                 rdy::end_turns(&mut self.connections, now, hold, idle);
             }
             Phase::Normal => rdy::yield_idle(&mut self.connections, now, idle),
@@ -411,7 +443,7 @@ impl Flow {
     /// How long a turn lasts, for a connection with messages and for one without. With so many connections that one
     /// has to wait for several turns of others, all turns are shorter in proportion.
     fn turn_limits(&self, eligible: usize) -> (Duration, Duration) {
-        let slots = self.options.max_in_flight.max(1) as usize;
+        let slots = self.limit().max(1) as usize;
         let rounds = eligible.saturating_sub(slots).div_ceil(slots).max(1) as u32;
         (
             self.options.low_rdy_timeout / rounds,
@@ -430,14 +462,19 @@ impl Flow {
     fn schedule(&mut self, now: Instant) {
         let eligible = self.eligible();
         let wanted = eligible > 1
-            && self.options.max_in_flight > 0
+            && self.limit() > 0
             && match self.backoff.phase() {
-                Phase::Normal => eligible != self.options.max_in_flight as usize,
+                Phase::Normal => eligible != self.limit() as usize,
                 Phase::Waiting { .. } => false,
                 Phase::Probing => true,
             };
         let next = later(now, self.tick(eligible));
         self.redistribute_at = wanted.then(|| self.redistribute_at.map_or(next, |at| at.min(next)));
+    }
+
+    /// What may be in flight as things are.
+    fn limit(&self) -> u32 {
+        if self.paused { 0 } else { self.options.max_in_flight }
     }
 
     fn eligible(&self) -> usize {

@@ -26,6 +26,8 @@ pub(super) struct Connection {
     pub(super) overrun: bool,
     /// It was silent, so others use most of its share until its next message.
     pub(super) yielded: bool,
+    /// It has delivered a message. Until then nobody knows whether its nsqd has any, or can deliver at all.
+    pub(super) proven: bool,
     /// Since when it has its turn; every connection has, unless there are more than `max_in_flight`.
     pub(super) turn: Option<Instant>,
     /// Since when RDY has been zero, or has not been.
@@ -45,6 +47,7 @@ impl Connection {
             closing: false,
             overrun: false,
             yielded: false,
+            proven: false,
             turn: None,
             since: now,
             last_message: now,
@@ -67,6 +70,11 @@ impl Connection {
     /// window after the other.
     pub(super) fn may_rise(&self) -> bool {
         self.is_eligible() && !self.overrun && self.in_flight <= self.share
+    }
+
+    /// Whether RDY 1 is all it keeps until its next message, and others use the rest of its share.
+    pub(super) fn lends(&self) -> bool {
+        self.yielded || !self.proven
     }
 
     /// How long it has had RDY and no message.
@@ -105,7 +113,7 @@ impl Connection {
 pub(super) type Connections = BTreeMap<ConnectionId, Connection>;
 
 /// Works out what each connection is due: an even part of `max_in_flight` with the remainder handed out too, no more
-/// than its nsqd accepts, and 1 for those that yield. What some cannot use goes to the others. With more connections
+/// than its nsqd accepts, and 1 for those that lend. What some cannot use goes to the others. With more connections
 /// than `max_in_flight` it is 1, for those whose turn it is.
 pub(super) fn assign_shares(connections: &mut Connections, max_in_flight: u32) {
     for connection in connections.values_mut() {
@@ -118,7 +126,7 @@ pub(super) fn assign_shares(connections: &mut Connections, max_in_flight: u32) {
         }
         return;
     }
-    let limit = |c: &Connection| if c.yielded { 1 } else { c.max_rdy_count };
+    let limit = |c: &Connection| if c.lends() { 1 } else { c.max_rdy_count };
     // Those that can use least go first, so that what they leave is known when the others are served.
     due.sort_by_key(|c| limit(c));
     let mut left = max_in_flight;
@@ -179,10 +187,11 @@ pub(super) fn end_turns(connections: &mut Connections, now: Instant, hold: Durat
     }
 }
 
-/// Lets those that have been silent for `idle` yield their share, provided that somebody is there to use it.
+/// Lets those that have been silent for `idle` yield their share, provided that somebody is there to use it: one that
+/// has yet to deliver its first message is not.
 pub(super) fn yield_idle(connections: &mut Connections, now: Instant, idle: Duration) {
     let is_idle = |c: &Connection| c.rdy > 0 && c.in_flight == 0 && c.silent_for(now) >= idle;
-    let busy = connections.values().any(|c| c.is_eligible() && !is_idle(c));
+    let busy = connections.values().any(|c| c.is_eligible() && c.proven && !is_idle(c));
     for connection in connections.values_mut() {
         connection.yielded = busy && (connection.yielded || is_idle(connection));
     }
@@ -222,18 +231,27 @@ pub(super) fn total_charge(connections: &Connections) -> u32 {
 mod tests {
     use super::*;
 
-    fn shares(max_in_flight: u32, limits: &[u32], yielded: &[usize]) -> Vec<u32> {
+    fn connections(limits: &[u32]) -> Connections {
         let now = Instant::now();
-        let mut connections: Connections = limits
-            .iter()
-            .enumerate()
-            .map(|(i, &limit)| (ConnectionId(i as u64), Connection::new(limit, now)))
-            .collect();
+        let all = limits.iter().enumerate().map(|(i, &limit)| {
+            let mut connection = Connection::new(limit, now);
+            connection.proven = true;
+            (ConnectionId(i as u64), connection)
+        });
+        all.collect()
+    }
+
+    fn shares_of(mut connections: Connections, max_in_flight: u32) -> Vec<u32> {
+        assign_shares(&mut connections, max_in_flight);
+        connections.values().map(|c| c.share).collect()
+    }
+
+    fn shares(max_in_flight: u32, limits: &[u32], yielded: &[usize]) -> Vec<u32> {
+        let mut connections = connections(limits);
         for &i in yielded {
             connections.get_mut(&ConnectionId(i as u64)).unwrap().yielded = true;
         }
-        assign_shares(&mut connections, max_in_flight);
-        connections.values().map(|c| c.share).collect()
+        shares_of(connections, max_in_flight)
     }
 
     #[test]
@@ -261,5 +279,22 @@ mod tests {
         assert_eq!(shares(10, &[2500; 3], &[0]), [1, 4, 5]);
         assert_eq!(shares(10, &[2500; 3], &[0, 2]), [1, 8, 1]);
         assert_eq!(shares(2, &[2500; 2], &[0]), [1, 1]);
+    }
+
+    #[test]
+    fn c2_a_connection_without_a_message_yet_is_due_one_and_lends_the_rest() {
+        let shares = |max, unproven: &[usize]| {
+            let mut connections = connections(&[2500; 3]);
+            for &i in unproven {
+                connections.get_mut(&ConnectionId(i as u64)).unwrap().proven = false;
+            }
+            shares_of(connections, max)
+        };
+        assert_eq!(shares(10, &[0]), [1, 4, 5]);
+        assert_eq!(shares(10, &[0, 2]), [1, 8, 1]);
+        assert_eq!(shares(10, &[0, 1, 2]), [1, 1, 1]);
+        assert_eq!(shares(3, &[0]), [1, 1, 1]);
+        assert_eq!(shares(2, &[0]), [1, 1, 1]);
+        assert_eq!(shares(0, &[0]), [0, 0, 0]);
     }
 }
