@@ -82,11 +82,12 @@ mod error;
 mod name;
 mod producer;
 
-pub use config::ConnectionConfig;
+pub use config::{ConnectionConfig, LookupdConfig};
 pub use consumer::{
     BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats, Handler, HandlerError,
     Message, PauseReason,
 };
+pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};
 pub use producer::{Producer, ProducerBuilder, ProducerReport};

@@ -2,5 +2,8 @@
 
 pub(crate) mod address;
 mod connection;
+mod lookupd;
 
 pub use connection::ConnectionConfig;
+pub use lookupd::LookupdConfig;
+pub(crate) use lookupd::LookupdTarget;

@@ -24,6 +24,9 @@ pub struct Lookup {
 pub struct LookupProducer {
     /// The host name or IP address at which the nsqd says that clients reach it.
     pub broadcast_address: String,
+    /// The address and port from which the nsqd talks to nsqlookupd, as the latter sees it.
+    #[serde(default)]
+    pub remote_address: String,
     /// The port of the TCP protocol.
     pub tcp_port: u16,
     /// The port of the HTTP interface.

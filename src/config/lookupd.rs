@@ -1,0 +1,402 @@
+//! How to ask one nsqlookupd.
+
+use std::fmt;
+use std::sync::Arc;
+
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::address;
+use crate::error::{Error, ErrorKind, Result, Step};
+use crate::protocol::Secret;
+
+const DEFAULT_HTTPS_PORT: u16 = 443;
+
+/// Headers that this crate or HTTP itself decides on.
+const RESERVED: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Headers that carry credentials whoever reads them may use.
+const CREDENTIALS: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+
+/// An nsqlookupd and how to ask it. A plain address is enough where it asks for nothing special.
+///
+/// A setter never fails; what is wrong is reported by [`ConsumerBuilder::start`](crate::ConsumerBuilder::start).
+///
+/// ```
+/// use async_nsq::{Consumer, LookupdConfig};
+///
+/// let builder = Consumer::builder("orders", "billing")
+///     .lookupd("10.0.0.1:4161")
+///     .lookupd(
+///         LookupdConfig::new("http://10.0.0.2:4161")
+///             .header("X-Team", "billing")
+///             .bearer("open sesame")
+///             .allow_plaintext_auth(), // it goes over http://
+///     );
+/// # let _ = builder;
+/// ```
+#[derive(Clone)]
+#[must_use = "it does nothing until it is given to a builder"]
+pub struct LookupdConfig {
+    address: String,
+    headers: Vec<(String, Secret)>,
+    plaintext_auth: bool,
+}
+
+impl LookupdConfig {
+    /// The nsqlookupd whose HTTP interface is at `address`: `host:port`, `http://host:port` or `https://host` with or
+    /// without a port (443 by default). nsqlookupd's own port is 4161 and speaks no TLS, so `https://` leads to a proxy
+    /// in front of it.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            headers: Vec::new(),
+            plaintext_auth: false,
+        }
+    }
+
+    /// Adds an HTTP header to each request, or replaces one of this name. Default: `Accept`, `Host` and `User-Agent`,
+    /// which this may replace.
+    ///
+    /// Its value is treated as a secret: it is not shown by `Debug`, in logs or in errors. `Authorization`,
+    /// `Proxy-Authorization` and `Cookie` need `https://` or [`allow_plaintext_auth`](Self::allow_plaintext_auth).
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Secret>) -> Self {
+        let name = name.into();
+        self.headers.retain(|(other, _)| !other.eq_ignore_ascii_case(&name));
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Sends `Authorization: Bearer <secret>`, as go-nsq does with its `auth_secret`. nsqlookupd itself ignores it; it is
+    /// for a proxy in front of it.
+    ///
+    /// Needs `https://` or [`allow_plaintext_auth`](Self::allow_plaintext_auth).
+    pub fn bearer(self, secret: impl Into<Secret>) -> Self {
+        let secret = secret.into();
+        let value = [b"Bearer ", &secret.reveal()[..]].concat();
+        self.header(header::AUTHORIZATION.as_str(), Secret::new(value))
+    }
+
+    /// Lets credentials travel over `http://`, where everybody on the way can read and reuse them. Default: that is
+    /// refused when the consumer starts.
+    pub fn allow_plaintext_auth(mut self) -> Self {
+        self.plaintext_auth = true;
+        self
+    }
+
+    /// Checks everything that can be checked without asking.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`], naming the option; [`ErrorKind::Unsupported`] for `https://` without TLS in this build.
+    pub(crate) fn resolve(&self) -> Result<LookupdTarget> {
+        let place = Place::parse(&self.address)?;
+        if place.tls {
+            let message = format!(
+                "nsqlookupd address {:?}: https is not supported, give host:port",
+                self.address
+            );
+            return Err(Error::new(ErrorKind::Unsupported, Step::Configure, message));
+        }
+        let headers = self.header_map(&place)?;
+        Ok(LookupdTarget {
+            address: place.address(),
+            authority: place.authority,
+            headers,
+        })
+    }
+
+    fn header_map(&self, place: &Place) -> Result<HeaderMap> {
+        let mut headers = HeaderMap::with_capacity(self.headers.len() + 3);
+        let user_agent = HeaderValue::from_static(concat!("async-nsq/", env!("CARGO_PKG_VERSION")));
+        headers.insert(header::USER_AGENT, user_agent);
+        headers.insert(
+            header::ACCEPT,
+            HeaderValue::from_static("application/vnd.nsq; version=1.0"),
+        );
+        let host = HeaderValue::from_str(&place.authority).map_err(|_| refused(place, "the host", "a host name"))?;
+        headers.insert(header::HOST, host);
+        for (name, value) in &self.headers {
+            let shown = format!("header {name:?}");
+            let Ok(name) = HeaderName::try_from(name.as_str()) else {
+                return Err(refused(place, &shown, "a name of letters, digits and hyphens"));
+            };
+            let Ok(mut value) = HeaderValue::from_maybe_shared(value.reveal().clone()) else {
+                return Err(refused(
+                    place,
+                    &shown,
+                    "a value without line breaks and control characters",
+                ));
+            };
+            if RESERVED.contains(&name) {
+                return Err(refused(
+                    place,
+                    &shown,
+                    "a header that does not change how the request is sent",
+                ));
+            }
+            if CREDENTIALS.contains(&name) && !place.tls && !self.plaintext_auth {
+                return Err(refused(
+                    place,
+                    &shown,
+                    "credentials over https:// only, unless allow_plaintext_auth is called",
+                ));
+            }
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        Ok(headers)
+    }
+}
+
+/// Values are not shown: they may be secrets.
+fn refused(place: &Place, what: &str, allowed: &str) -> Error {
+    Error::option("lookupd", format_args!("{} with {what}", place.address()), allowed)
+}
+
+impl From<&str> for LookupdConfig {
+    fn from(address: &str) -> Self {
+        Self::new(address)
+    }
+}
+
+impl From<String> for LookupdConfig {
+    fn from(address: String) -> Self {
+        Self::new(address)
+    }
+}
+
+impl From<&String> for LookupdConfig {
+    fn from(address: &String) -> Self {
+        Self::new(address)
+    }
+}
+
+impl fmt::Debug for LookupdConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A password in the address is refused later, and must not be shown before.
+        let address = match self.address.rsplit_once('@') {
+            Some((_, address)) => format!("…@{address}"),
+            None => self.address.clone(),
+        };
+        f.debug_struct("LookupdConfig")
+            .field("address", &address)
+            .field("headers", &self.headers)
+            .field("plaintext_auth", &self.plaintext_auth)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An nsqlookupd, checked and ready to be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct LookupdTarget {
+    /// What it is called in errors, logs and statistics, and known by: `host:port`, or `https://host:port`.
+    pub(crate) address: Arc<str>,
+    /// What to connect to: `host:port`.
+    pub(crate) authority: Arc<str>,
+    pub(crate) headers: HeaderMap,
+}
+
+impl LookupdTarget {
+    /// The name by which an nsqlookupd given with this address is known.
+    pub(crate) fn name(address: &str) -> Result<Arc<str>> {
+        Place::parse(address).map(|place| place.address())
+    }
+}
+
+/// Where an nsqlookupd is.
+struct Place {
+    authority: Arc<str>,
+    tls: bool,
+}
+
+impl Place {
+    fn parse(text: &str) -> Result<Self> {
+        if text.contains('@') {
+            // The text is not shown: it may hold a password.
+            return Err(invalid(
+                "an nsqlookupd address contains @; credentials in it are not supported, use LookupdConfig::header"
+                    .into(),
+            ));
+        }
+        let (tls, bare) = match text.split_once("://") {
+            None => (false, text),
+            Some((scheme, bare)) if scheme.eq_ignore_ascii_case("http") => (false, bare),
+            Some((scheme, bare)) if scheme.eq_ignore_ascii_case("https") => (true, bare),
+            Some(_) => return Err(malformed(text, "the scheme is not http or https")),
+        };
+        let bare = bare.strip_suffix('/').unwrap_or(bare);
+        if bare.contains(['/', '?', '#']) {
+            return Err(malformed(text, "a path is not supported"));
+        }
+        let has_port = bare.contains(':') && !bare.ends_with(']');
+        let authority = if tls && !has_port {
+            format!("{bare}:{DEFAULT_HTTPS_PORT}")
+        } else {
+            bare.to_owned()
+        };
+        match address::split(&authority) {
+            Ok(_) => Ok(Self {
+                authority: authority.into(),
+                tls,
+            }),
+            Err(reason) => Err(malformed(text, reason)),
+        }
+    }
+
+    fn address(&self) -> Arc<str> {
+        if self.tls {
+            format!("https://{}", self.authority).into()
+        } else {
+            Arc::clone(&self.authority)
+        }
+    }
+}
+
+fn malformed(text: &str, what: &str) -> Error {
+    invalid(format!(
+        "nsqlookupd address {text:?}: {what}; give host:port of its HTTP interface, as in 127.0.0.1:4161"
+    ))
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::Invalid, Step::Configure, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(config: &LookupdConfig) -> String {
+        let error = config.resolve().unwrap_err();
+        assert_eq!(
+            (error.kind(), error.step()),
+            (ErrorKind::Invalid, Some(Step::Configure)),
+            "{error}"
+        );
+        error.to_string()
+    }
+
+    #[test]
+    fn addresses_are_taken_with_and_without_scheme() {
+        for (given, meant) in [
+            ("127.0.0.1:4161", "127.0.0.1:4161"),
+            ("http://lookupd.example:4161", "lookupd.example:4161"),
+            ("HTTP://lookupd:80/", "lookupd:80"),
+            ("[::1]:4161", "[::1]:4161"),
+            ("http://[fe80::1]:4161/", "[fe80::1]:4161"),
+            ("https://lookupd", "https://lookupd:443"),
+            ("https://lookupd2/", "https://lookupd2:443"),
+            ("HTTPS://lookupd:4161/", "https://lookupd:4161"),
+            ("https://[::1]", "https://[::1]:443"),
+            ("https://[::1]:8443", "https://[::1]:8443"),
+        ] {
+            assert_eq!(&*LookupdTarget::name(given).unwrap(), meant);
+        }
+    }
+
+    #[test]
+    fn other_addresses_are_refused_with_what_to_give_instead() {
+        for bad in [
+            "",
+            ":4161",
+            "lookupd",
+            "http://lookupd",
+            "lookupd:",
+            "https://lookupd:",
+            "https://",
+            "lookupd:0",
+            "lookupd:+80",
+            "lookupd:65536",
+            "https://lookupd:65536",
+            "::1:4161",
+            "https://::1",
+            "[]:4161",
+            "[::1:4161",
+            "two words:4161",
+            "line\n:4161",
+            "ümlaut:4161",
+            "http://lookupd:4161/prefix",
+            "lookupd:4161?x",
+            "tcp://lookupd:4161",
+        ] {
+            let text = told(&LookupdConfig::new(bad));
+            assert!(text.contains("127.0.0.1:4161"), "{text}");
+        }
+    }
+
+    #[test]
+    fn n3_a_password_in_an_address_is_refused_and_not_shown() {
+        for bad in ["http://user:secret@lookupd:4161", "https://user:secret@lookupd:4161"] {
+            let config = LookupdConfig::new(bad);
+            let text = told(&config);
+            assert!(!format!("{text} {config:?}").contains("secret"));
+        }
+    }
+
+    #[test]
+    fn n3_lesson_65_credentials_need_https_or_leave_and_are_never_shown() {
+        let plain = LookupdConfig::new("lookupd:4161");
+        for config in [
+            plain.clone().bearer("sesame"),
+            plain.clone().header("authorization", "Basic sesame"),
+            plain.clone().header("Cookie", "session=sesame"),
+        ] {
+            let text = told(&config);
+            assert!(
+                text.contains("option lookupd") && text.contains("allow_plaintext_auth"),
+                "{text}"
+            );
+            let allowed = config.allow_plaintext_auth();
+            let target = allowed.resolve().unwrap();
+            let shown = format!("{text} {allowed:?} {target:?}");
+            assert!(!shown.contains("sesame"), "{shown}");
+        }
+        let target = plain.bearer("sesame").allow_plaintext_auth().resolve().unwrap();
+        assert_eq!(target.headers["authorization"], "Bearer sesame");
+    }
+
+    #[test]
+    fn headers_that_cannot_be_sent_are_refused_by_name_and_not_by_value() {
+        let plain = LookupdConfig::new("lookupd:4161");
+        for (name, value) in [
+            ("X Team", "hush"),
+            ("", "hush"),
+            ("X-Team", "hush\r\nX-Other: 1"),
+            ("X-Team", "hush\0"),
+            ("Content-Length", "7"),
+            ("Transfer-Encoding", "chunked"),
+        ] {
+            let text = told(&plain.clone().header(name, value));
+            assert!(text.contains(&format!("header {name:?}")), "{text}");
+            assert!(!text.contains("hush"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_header_given_again_replaces_the_first_and_ours() {
+        let config = LookupdConfig::new("lookupd:4161")
+            .header("X-Team", "billing")
+            .header("x-team", "orders")
+            .header("user-agent", "mine/1")
+            .header("Host", "lookupd.example");
+        let headers = config.resolve().unwrap().headers;
+        let sent = |name| {
+            headers
+                .get_all(name)
+                .iter()
+                .map(|value| value.to_str().unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sent("x-team"), ["orders"]);
+        assert_eq!(sent("user-agent"), ["mine/1"]);
+        assert_eq!(sent("host"), ["lookupd.example"]);
+        assert_eq!(sent("accept"), ["application/vnd.nsq; version=1.0"]);
+    }
+}
