@@ -1,8 +1,8 @@
 //! Which nsqds have a topic, and which topics there are, learnt from nsqlookupd.
 //!
-//! [`Rounds`] asks all nsqlookupds at once, at the times that `schedule` chooses, and lets [`View`] unite what they
-//! say. It spawns nothing: it lives in the task of its owner and runs while that awaits [`Rounds::next`]. What is asked
-//! is a [`Question`]: [`Discovery`] asks for the nsqds of one topic.
+//! [`Rounds`] asks all nsqlookupds at once, at the times that `schedule` chooses, and lets `view` unite what they say. It
+//! spawns nothing: it lives in the task of its owner and runs while that awaits [`Rounds::next`]. What is asked is a
+//! `question`: [`Discovery`] asks for the nsqds of one topic.
 
 mod facts;
 mod http;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::facts::NsqdFacts;
-use self::question::{Nsqds, Question};
+use self::question::Nsqds;
 use self::rounds::Rounds;
 use crate::config::LookupdConfig;
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ use crate::transport::Connector;
 pub(crate) use self::facts::LookupdFacts;
 pub use self::facts::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub(crate) use self::question::Hooks;
-pub(crate) use self::view::{Changes, View};
+pub(crate) use self::view::Changes;
 
 /// How discovery asks, and what it accepts.
 #[derive(Clone, Debug)]
