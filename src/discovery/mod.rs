@@ -2,7 +2,7 @@
 //!
 //! [`Rounds`] asks all nsqlookupds at once, at the times that `schedule` chooses, and lets `view` unite what they say. It
 //! spawns nothing: it lives in the task of its owner and runs while that awaits [`Rounds::next`]. What is asked is a
-//! `question`: [`Discovery`] asks for the nsqds of one topic.
+//! `question`: [`Discovery`] asks for the nsqds of one topic, [`TopicWatch`] for all topics.
 
 mod facts;
 mod http;
@@ -16,14 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::facts::NsqdFacts;
-use self::question::Nsqds;
+use self::question::{Nsqds, Topics};
 use self::rounds::Rounds;
 use crate::config::LookupdConfig;
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::transport::Connector;
 
-pub(crate) use self::facts::LookupdFacts;
 pub use self::facts::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub(crate) use self::question::Hooks;
 pub(crate) use self::view::Changes;
@@ -124,13 +123,7 @@ impl Discovery {
         }
         let create = options.create.then(|| channel.clone());
         let question = Nsqds::new(topic, create, options.hooks.clone());
-        Self::with_question(question, lookupds, connector, options, seed)
-    }
-
-    /// How each nsqlookupd does.
-    pub(crate) fn lookupd_facts(&self) -> Vec<LookupdFacts> {
-        let lookupds = self.view().lookupds().iter();
-        lookupds.map(|lookupd| lookupd.facts().clone()).collect()
+        Self::with_question(question, lookupds, connector, options, options.max_nodes, seed)
     }
 
     /// The nsqds that were found, sorted, and where they were found.
@@ -144,6 +137,40 @@ impl Discovery {
                 missing_since,
             })
             .collect()
+    }
+}
+
+/// Keeps knowing which topics there are. A topic that no nsqlookupd lists any more is dropped by the rule for nsqds.
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "for consuming all topics that match a pattern")
+)]
+pub(crate) type TopicWatch = Rounds<Topics>;
+
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "for consuming all topics that match a pattern")
+)]
+impl TopicWatch {
+    /// How many topics are accepted by default.
+    pub(crate) const MAX_TOPICS: usize = 10_000;
+
+    /// Prepares the watch, as [`Discovery::new`] prepares discovery. `max_topics` takes the place of
+    /// [`DiscoveryOptions::max_nodes`].
+    ///
+    /// # Errors
+    /// Those of [`Discovery::new`].
+    pub(crate) fn watch(
+        lookupds: &[LookupdConfig],
+        connector: Arc<dyn Connector>,
+        options: &DiscoveryOptions,
+        max_topics: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        if max_topics == 0 {
+            return Err(Error::option("max_topics", max_topics, "1 or more"));
+        }
+        Self::with_question(Topics, lookupds, connector, options, max_topics, seed)
     }
 }
 

@@ -11,7 +11,7 @@ use super::view::Answer;
 use crate::config::address;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
-use crate::protocol::{Lookup, LookupError, LookupProducer, parse_lookup};
+use crate::protocol::{Lookup, LookupError, LookupProducer, parse_lookup, parse_topics};
 
 const NOT_FOUND: &str = "TOPIC_NOT_FOUND";
 
@@ -192,6 +192,59 @@ impl Question for Nsqds {
         tracing::warn!(
             topic = %self.topic, limit, ignored,
             "nsqlookupd lists more nsqds than max_nsqds; the rest is ignored"
+        );
+    }
+}
+
+/// Which topics are there?
+#[derive(Clone, Debug)]
+pub(crate) struct Topics;
+
+impl Question for Topics {
+    type Item = Topic;
+
+    fn path(&self) -> &str {
+        "/topics"
+    }
+
+    fn read(&self, status: StatusCode, body: &[u8]) -> Result<Answer<Topic>> {
+        if status != StatusCode::OK {
+            return Err(refused(self.path(), status, body));
+        }
+        let listed = parse_topics(body).map_err(|error| not_understood(self.path(), error))?;
+        let mut answer = Answer::new(true);
+        answer.malformed = listed.malformed;
+        for name in &listed.topics {
+            match Topic::new(name) {
+                Ok(topic) => answer.items.push(topic),
+                Err(_) => {
+                    answer.malformed += 1;
+                    answer
+                        .example
+                        .get_or_insert_with(|| format!("{} is no name of a topic", shown(name)));
+                }
+            }
+        }
+        Ok(answer)
+    }
+
+    fn topic(&self) -> Option<&Topic> {
+        None
+    }
+
+    fn log_added(&self, topic: &Topic, lookupd: Option<&str>) {
+        tracing::debug!(%topic, lookupd, "topic found");
+    }
+
+    fn log_removed(&self, topic: &Topic) {
+        tracing::debug!(%topic, "topic gone from every nsqlookupd");
+    }
+
+    fn log_ignored(&self, limit: usize, ignored: usize) {
+        tracing::warn!(
+            limit,
+            ignored,
+            "nsqlookupd lists more topics than are accepted; the rest is ignored"
         );
     }
 }

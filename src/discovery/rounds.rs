@@ -52,6 +52,7 @@ impl<Q: Question> Rounds<Q> {
         lookupds: &[LookupdConfig],
         connector: Arc<dyn Connector>,
         options: &DiscoveryOptions,
+        max_items: usize,
         seed: u64,
     ) -> Result<Self> {
         options.check()?;
@@ -64,7 +65,7 @@ impl<Q: Question> Rounds<Q> {
             asker: Asker::new(question, client),
             targets: Vec::new(),
             schedule: PollSchedule::new(options.poll_interval, options.poll_jitter, seed),
-            view: View::new([], options.max_nodes, options.min_absence),
+            view: View::new([], max_items, options.min_absence),
             phase: Phase::Due,
             round_began: Instant::now(),
             was_clean: true,
@@ -154,6 +155,12 @@ impl<Q: Question> Rounds<Q> {
     /// What is known: what was found, who announced it, and how each nsqlookupd does.
     pub(crate) fn view(&self) -> &View<Q::Item> {
         &self.view
+    }
+
+    /// How each nsqlookupd does.
+    pub(crate) fn lookupd_facts(&self) -> Vec<LookupdFacts> {
+        let lookupds = self.view.lookupds().iter();
+        lookupds.map(|lookupd| lookupd.facts().clone()).collect()
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Changes<Q::Item>> {

@@ -423,12 +423,10 @@ async fn n5_an_nsqd_that_is_rejected_from_some_moment_on_is_dropped_as_if_it_had
     assert_eq!(names(&discovery.next().await.added), ["x.example:1", "y.example:1"]);
     wanted.store(false, Ordering::Relaxed);
     discovery.next().await;
-    let missing: Vec<_> = discovery
-        .nsqd_facts()
-        .iter()
-        .map(|nsqd| nsqd.missing_since.is_some())
-        .collect();
-    assert_eq!(missing, [false, true]);
+    let now = Instant::now().into_std();
+    let nsqds: Vec<_> = discovery.nsqd_facts().iter().map(|nsqd| nsqd.stats(now)).collect();
+    assert!(nsqds[0].missing.is_none() && nsqds[1].missing.is_some(), "{nsqds:?}");
+    assert_eq!((&*nsqds[1].address, &*nsqds[1].announced_by), ("y.example:1", "a:4161"));
     assert_eq!(discovery.lookupd_facts()[0].filtered, 1);
     let start = Instant::now();
     let removed = loop {
@@ -439,6 +437,88 @@ async fn n5_an_nsqd_that_is_rejected_from_some_moment_on_is_dropped_as_if_it_had
     };
     assert_eq!(names(&removed), ["y.example:1"]);
     assert!(start.elapsed() >= 29 * SECOND);
+}
+
+fn listed(topics: &str) -> Reply {
+    Reply::Send(http("200 OK", format!(r#"{{"topics":[{topics}]}}"#)))
+}
+
+fn topic_watch(network: &MemoryNetwork, lookupds: &[&str], max_topics: usize) -> TopicWatch {
+    let lookupds: Vec<_> = lookupds.iter().map(|&lookupd| LookupdConfig::from(lookupd)).collect();
+    let options = DiscoveryOptions::default();
+    TopicWatch::watch(&lookupds, Arc::new(network.connector()), &options, max_topics, 1).unwrap()
+}
+
+fn topics(topics: &[Topic]) -> Vec<&str> {
+    topics.iter().map(Topic::as_str).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_lesson_56_the_topics_of_all_lookupds_are_united_in_both_forms() {
+    let network = MemoryNetwork::new();
+    let a = Scripted::start(&network, "a:4161", |n| match n {
+        0 => listed(r#""orders","logs#ephemeral","no good",7"#),
+        _ => Reply::Send(http("500 Internal Server Error", "broken")),
+    });
+    let old = r#"{"status_code":200,"status_txt":"OK","data":{"topics":["invoices","orders"]}}"#;
+    let _b = Scripted::start(&network, "b:4161", move |n| match n {
+        0 => Reply::Send(http("200 OK", old)),
+        _ => listed(""),
+    });
+    let mut watch = topic_watch(&network, &["a:4161", "b:4161"], TopicWatch::MAX_TOPICS);
+    let (changes, log) = logged(watch.next()).await;
+    assert_eq!(topics(&changes.added), ["invoices", "logs#ephemeral", "orders"]);
+    assert!(a.requests()[0].starts_with("GET /topics HTTP/1.1\r\n"));
+    assert_eq!(watch.lookupd_facts()[0].malformed, 2);
+    let warnings: Vec<_> = log.iter().filter(|line| line.starts_with("WARN")).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("no good"), "{log:#?}");
+    // Nothing is dropped while one fails.
+    for _ in 0..20 {
+        assert!(watch.next().await.is_empty());
+    }
+    watch.remove_lookupd("a:4161").unwrap();
+    let removed = loop {
+        let changes = watch.next().await;
+        if !changes.is_empty() {
+            break changes.removed;
+        }
+    };
+    assert_eq!(topics(&removed), ["invoices", "logs#ephemeral", "orders"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_what_is_not_a_list_of_topics_is_a_failure() {
+    let network = MemoryNetwork::new();
+    let _a = Scripted::start(&network, "a:4161", |n| match n {
+        0 => listed(r#""orders""#),
+        1 => found(&["x"]),
+        2 => unknown(),
+        _ => Reply::Send(http("200 OK", r#"{"status_code":500,"status_txt":"broken"}"#)),
+    });
+    let mut watch = topic_watch(&network, &["a:4161"], TopicWatch::MAX_TOPICS);
+    watch.next().await;
+    let mut kinds = Vec::new();
+    for _ in 0..3 {
+        assert!(watch.next().await.is_empty());
+        let facts = watch.lookupd_facts().remove(0);
+        kinds.push(facts.failure().map(Error::kind));
+    }
+    assert_eq!(
+        kinds,
+        [ErrorKind::Protocol, ErrorKind::Rejected, ErrorKind::Rejected].map(Some)
+    );
+    assert_eq!(watch.view().items().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_a_huge_number_of_topics_is_cut_to_the_limit() {
+    let network = MemoryNetwork::new();
+    let names: Vec<_> = (0..500).map(|number| format!(r#""t{number}""#)).collect();
+    let _a = Scripted::start(&network, "a:4161", move |_| listed(&names.join(",")));
+    let mut watch = topic_watch(&network, &["a:4161"], 100);
+    assert_eq!(watch.next().await.added.len(), 100);
+    assert_eq!(watch.lookupd_facts()[0].ignored, 400);
+    assert!(watch.next().await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
