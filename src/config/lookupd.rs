@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+#[cfg(feature = "tls")]
+use super::TlsConfig;
 use super::address;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::Secret;
+#[cfg(feature = "tls")]
+use crate::transport::tls;
 
 const DEFAULT_HTTPS_PORT: u16 = 443;
 
@@ -48,17 +52,21 @@ pub struct LookupdConfig {
     address: String,
     headers: Vec<(String, Secret)>,
     plaintext_auth: bool,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsConfig>,
 }
 
 impl LookupdConfig {
     /// The nsqlookupd whose HTTP interface is at `address`: `host:port`, `http://host:port` or `https://host` with or
     /// without a port (443 by default). nsqlookupd's own port is 4161 and speaks no TLS, so `https://` leads to a proxy
-    /// in front of it.
+    /// in front of it; it needs one of this crate's TLS features.
     pub fn new(address: impl Into<String>) -> Self {
         Self {
             address: address.into(),
             headers: Vec::new(),
             plaintext_auth: false,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 
@@ -91,25 +99,42 @@ impl LookupdConfig {
         self
     }
 
+    /// How to speak TLS with it. Default: [`TlsConfig::new`]. Its address must begin with `https://`.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls(mut self, tls: TlsConfig) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Checks everything that can be checked without asking.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`], naming the option; [`ErrorKind::Unsupported`] for `https://` without TLS in this build.
+    /// [`ErrorKind::Invalid`], naming the option; [`ErrorKind::Unsupported`] for `https://` without TLS or cryptography in
+    /// this build.
     pub(crate) fn resolve(&self) -> Result<LookupdTarget> {
         let place = Place::parse(&self.address)?;
-        if place.tls {
-            let message = format!(
-                "nsqlookupd address {:?}: https is not supported, give host:port",
-                self.address
-            );
-            return Err(Error::new(ErrorKind::Unsupported, Step::Configure, message));
-        }
-        let headers = self.header_map(&place)?;
         Ok(LookupdTarget {
-            address: place.address(),
+            headers: self.header_map(&place)?,
+            #[cfg(feature = "tls")]
+            tls: self.tls_to(&place)?,
+            address: place.address()?,
             authority: place.authority,
-            headers,
         })
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls_to(&self, place: &Place) -> Result<Option<TlsConfig>> {
+        if !place.tls {
+            return match self.tls {
+                // TLS that was asked for is TLS or an error.
+                Some(_) => Err(refused(place, "TLS", "an address that begins with https://")),
+                None => Ok(None),
+            };
+        }
+        let tls = self.tls.clone().unwrap_or_default();
+        tls::check(&tls, place.host())?;
+        Ok(Some(tls))
     }
 
     fn header_map(&self, place: &Place) -> Result<HeaderMap> {
@@ -157,7 +182,7 @@ impl LookupdConfig {
 
 /// Values are not shown: they may be secrets.
 fn refused(place: &Place, what: &str, allowed: &str) -> Error {
-    Error::option("lookupd", format_args!("{} with {what}", place.address()), allowed)
+    Error::option("lookupd", format_args!("{} with {what}", place.name()), allowed)
 }
 
 impl From<&str> for LookupdConfig {
@@ -201,12 +226,20 @@ pub(crate) struct LookupdTarget {
     /// What to connect to: `host:port`.
     pub(crate) authority: Arc<str>,
     pub(crate) headers: HeaderMap,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<TlsConfig>,
 }
 
 impl LookupdTarget {
     /// The name by which an nsqlookupd given with this address is known.
     pub(crate) fn name(address: &str) -> Result<Arc<str>> {
-        Place::parse(address).map(|place| place.address())
+        Place::parse(address).map(|place| place.name())
+    }
+
+    /// The host alone, without the brackets of an IPv6 address.
+    #[cfg(feature = "tls")]
+    pub(crate) fn host(&self) -> &str {
+        host(&self.authority)
     }
 }
 
@@ -250,13 +283,36 @@ impl Place {
         }
     }
 
-    fn address(&self) -> Arc<str> {
+    /// The name of what this build can reach.
+    fn address(&self) -> Result<Arc<str>> {
+        if self.tls && !cfg!(feature = "tls") {
+            let message = format!(
+                "nsqlookupd address {}: this build has no TLS; turn on feature tls-ring of async-nsq, or give http://",
+                self.name()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, Step::Configure, message));
+        }
+        Ok(self.name())
+    }
+
+    #[cfg(feature = "tls")]
+    fn host(&self) -> &str {
+        host(&self.authority)
+    }
+
+    fn name(&self) -> Arc<str> {
         if self.tls {
             format!("https://{}", self.authority).into()
         } else {
             Arc::clone(&self.authority)
         }
     }
+}
+
+#[cfg(feature = "tls")]
+fn host(authority: &str) -> &str {
+    // It was checked, so there always is a host.
+    address::split(authority).map_or(authority, |(host, _)| host)
 }
 
 fn malformed(text: &str, what: &str) -> Error {
@@ -299,6 +355,57 @@ mod tests {
         ] {
             assert_eq!(&*LookupdTarget::name(given).unwrap(), meant);
         }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn n3_https_in_a_build_without_tls_names_the_feature() {
+        let error = LookupdConfig::new("https://lookupd").resolve().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("tls-ring"), "{error}");
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn n3_tls_settings_for_an_address_without_tls_are_an_error() {
+        for address in ["lookupd:4161", "http://lookupd:4161"] {
+            let text = told(&LookupdConfig::new(address).tls(TlsConfig::new()));
+            assert!(text.contains("https://"), "{text}");
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn lesson_64_tls_settings_that_cannot_work_are_told_before_anything_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty.pem");
+        std::fs::write(&empty, "no certificate").unwrap();
+        let plain = TlsConfig::new;
+        let ready = rustls_with_no_roots();
+        for (tls, part) in [
+            (plain().root_ca_file("/no/such/file"), "/no/such/file"),
+            (plain().root_ca_file(&empty), "empty.pem"),
+            (plain().root_ca_pem("garbage"), "root_ca"),
+            (plain().client_certificate_pem("garbage", "hush"), "client_certificate"),
+            (plain().client_certificate_files(&empty, &empty), "client_certificate"),
+            (plain().server_name("no name"), "server_name"),
+            (plain().rustls(ready).root_ca_pem("x"), "rustls"),
+        ] {
+            let config = LookupdConfig::new("https://lookupd").tls(tls);
+            let text = told(&config);
+            assert!(text.contains(part), "{text}");
+            assert!(!format!("{text} {config:?}").contains("hush"), "{text}");
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn rustls_with_no_roots() -> tokio_rustls::rustls::ClientConfig {
+        use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth()
     }
 
     #[test]

@@ -14,6 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::LookupdTarget;
 use crate::error::{Error, ErrorKind, Result, Step};
+#[cfg(feature = "tls")]
+use crate::transport::tls;
 use crate::transport::{BoxIo, Connector};
 
 /// Bounds the head of an answer; nsqlookupd's is some 200 bytes.
@@ -51,6 +53,14 @@ impl Client {
                 .because(error));
             }
             Err(_) => return Err(self.too_slow(ErrorKind::Unreachable, "no connection")),
+        };
+        #[cfg(feature = "tls")]
+        let io = match &target.tls {
+            None => io,
+            Some(tls) => match timeout_at(deadline, tls::connect(tls, target.host(), io)).await {
+                Ok(io) => io.map_err(no_tls)?,
+                Err(_) => return Err(self.too_slow(ErrorKind::ConnectionLost, "connected, but no TLS handshake")),
+            },
         };
         match timeout_at(deadline, self.exchange(io, target, method, path)).await {
             Ok(answer) => answer,
@@ -124,7 +134,16 @@ impl Client {
     }
 }
 
+#[cfg(feature = "tls")]
+fn no_tls(cause: Error) -> Error {
+    Error::new(cause.kind(), Step::Lookup, "no TLS connection").because(cause)
+}
+
 fn http_failure(error: hyper::Error) -> Error {
+    #[cfg(feature = "tls")]
+    if let Some(refusal) = tls::refusal(&error) {
+        return no_tls(refusal);
+    }
     if error.is_parse() {
         let message = "the answer is not HTTP; give the HTTP address of nsqlookupd (port 4161 by default), not the TCP \
                        address that nsqd registers at (4160), and https:// if it speaks TLS";

@@ -47,6 +47,24 @@ impl From<&String> for Secret {
     }
 }
 
+impl From<&[u8]> for Secret {
+    fn from(secret: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(secret))
+    }
+}
+
+impl From<Vec<u8>> for Secret {
+    fn from(secret: Vec<u8>) -> Self {
+        Self::new(secret)
+    }
+}
+
+impl From<Bytes> for Secret {
+    fn from(secret: Bytes) -> Self {
+        Self(secret)
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Secret({} bytes)", self.0.len())

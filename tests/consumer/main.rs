@@ -17,6 +17,8 @@ mod model;
 mod answers;
 mod backoff;
 mod discovery;
+#[cfg(feature = "tls")]
+mod discovery_tls;
 mod endings;
 mod link;
 mod random;
