@@ -75,6 +75,8 @@ pub enum Step {
     Configure,
     /// Resolving the address and opening the connection.
     Dial,
+    /// TLS: its settings, or its handshake on an open connection.
+    Tls,
     /// IDENTIFY: the negotiation that begins each connection.
     Identify,
     /// AUTH.
@@ -273,6 +275,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Configure => "configuration",
             Self::Dial => "dial",
+            Self::Tls => "TLS",
             Self::Identify => "IDENTIFY",
             Self::Auth => "AUTH",
             Self::Subscribe => "SUB",

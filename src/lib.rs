@@ -57,10 +57,13 @@
 //! # Feature flags
 //! | flag | default | what it adds |
 //! | --- | --- | --- |
+//! | `tls-ring` | yes | `https://` to nsqlookupd, with the cryptography of ring |
+//! | `tls-aws-lc-rs` | no | the same with aws-lc-rs, which goes first where both are on |
+//! | `tls` | no | the same without cryptography: install a default in rustls, or give a complete configuration |
 //! | `test-server` | no | module `test_server`: nsqd, nsqlookupd and an auth server within the process, for tests |
 //!
-//! Without any flag the crate is complete for connections in clear text. In the client, TLS, compression and AUTH are not
-//! there yet.
+//! Without any flag the crate is complete for connections in clear text. In the client, TLS to nsqd, compression and AUTH are
+//! not there yet.
 //!
 //! # Logs
 //! The crate logs with [`tracing`]: connections made and a consumer's end at `info`, lost connections and messages
@@ -82,14 +85,23 @@ mod error;
 mod name;
 mod producer;
 
-pub use config::ConnectionConfig;
+pub use config::{ConnectionConfig, LookupdConfig};
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+pub use config::{DangerousTls, TlsConfig};
 pub use consumer::{
     AnswerRefused, Answering, BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
     Handler, HandlerError, Message, MessageRef, PauseReason,
 };
+pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};
 pub use producer::{Producer, ProducerBuilder, ProducerReport};
+
+/// The version of rustls that [`TlsConfig::rustls`] takes its configuration from.
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+pub use tokio_rustls::rustls;
 
 /// The README's examples compile.
 #[cfg(doctest)]

@@ -1,7 +1,7 @@
 //! JSON from either daemon: understood or refused, never a panic.
 #![no_main]
 
-use async_nsq::protocol::{IdentifyResponse, parse_lookup};
+use async_nsq::protocol::{IdentifyResponse, parse_lookup, parse_topics};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -9,6 +9,9 @@ fuzz_target!(|bytes: &[u8]| {
         // What is understood survives being written and read.
         let again = written_and_read(&granted);
         assert_eq!(again, granted);
+    }
+    if let Ok(topics) = parse_topics(bytes) {
+        assert!(topics.topics.len() + topics.malformed <= bytes.len());
     }
     if let Ok(lookup) = parse_lookup(bytes) {
         assert!(lookup.producers.len() + lookup.malformed <= bytes.len());

@@ -22,10 +22,11 @@ use super::state::State;
 use super::supervisor::Supervisor;
 use super::worker::{Shop, Worker};
 use crate::backoff::{Backoff, Exponential};
-use crate::config::{ConnectionConfig, address};
+use crate::config::{ConnectionConfig, LookupdConfig, address};
 use crate::discovery::{Discovery, DiscoveryOptions};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
+use crate::protocol::LookupProducer;
 
 /// The default of `concurrency` is `max_in_flight`, but not more than this: a worker costs a task.
 const MOST_WORKERS_BY_DEFAULT: u32 = 256;
@@ -60,7 +61,7 @@ pub struct ConsumerBuilder {
     topic: Result<Topic>,
     channel: Result<Channel>,
     nsqds: Vec<String>,
-    lookupds: Vec<String>,
+    lookupds: Vec<LookupdConfig>,
     connection: ConnectionConfig,
     discovery: DiscoveryOptions,
     flow: FlowOptions,
@@ -98,11 +99,11 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Finds the topic's nsqds through the nsqlookupd at `address` (`host:port` or `http://host:port` of its HTTP
-    /// interface, 4161 by default). May be called several times: all of them are asked at once and their answers
-    /// united. At most 1,000 nsqds are accepted; further ones are ignored, with a warning in the log.
-    pub fn lookupd(mut self, address: impl Into<String>) -> Self {
-        self.lookupds.push(address.into());
+    /// Finds the topic's nsqds through this nsqlookupd: its HTTP address (`host:port` or `http://host:port`, port 4161 by
+    /// default), or a [`LookupdConfig`] where it asks for more. May be called several times: all of them are asked at
+    /// once and their answers united. One given twice is asked once, by the later settings.
+    pub fn lookupd(mut self, lookupd: impl Into<LookupdConfig>) -> Self {
+        self.lookupds.push(lookupd.into());
         self
     }
 
@@ -253,9 +254,86 @@ impl ConsumerBuilder {
         self
     }
 
+    /// By how much the time between two rounds of questions is shortened at random, so that many consumers that started
+    /// together do not ask together: a delay is `interval × (1 − jitter × random / 2)`. Default: 0.3, as in go-nsq.
+    /// Allowed: 0 to 1.
+    pub fn lookupd_poll_jitter(mut self, jitter: f64) -> Self {
+        self.discovery.poll_jitter = jitter;
+        self
+    }
+
     /// How long an nsqlookupd may take to answer. Default: 2 s. Allowed: 1 ms to 5 min.
     pub fn lookupd_timeout(mut self, timeout: Duration) -> Self {
         self.discovery.timeout = timeout;
+        self
+    }
+
+    /// How many nsqds are accepted from nsqlookupds; further ones are ignored, with a warning in the log. Default: 1,000.
+    /// Allowed: 1 or more. Those given with [`nsqd`](Self::nsqd) do not count.
+    ///
+    /// It bounds the connections that an nsqlookupd can make this process open.
+    pub fn max_nsqds(mut self, count: usize) -> Self {
+        self.discovery.max_nodes = count;
+        self
+    }
+
+    /// The largest answer of an nsqlookupd that is read, in bytes; a larger one is a failure of that nsqlookupd. Default:
+    /// 4 MiB, some 20,000 nsqds. Allowed: 1 KiB to 1 GiB.
+    pub fn max_lookupd_answer(mut self, bytes: usize) -> Self {
+        self.discovery.max_body = bytes;
+        self
+    }
+
+    /// Connects only to those announced nsqds for which `filter` returns true, as go-nsq's `DiscoveryFilter`. Default: to
+    /// all. An nsqd that is rejected counts as not announced, so one that is rejected from some moment on is left as if
+    /// it had gone.
+    ///
+    /// It is called for each nsqd in each answer of each nsqlookupd, in the consumer's own task, so it must be quick. Where
+    /// it panics, the entry is ignored, with a warning in the log.
+    ///
+    /// ```
+    /// # use async_nsq::Consumer;
+    /// let builder = Consumer::builder("orders", "billing")
+    ///     .lookupd("127.0.0.1:4161")
+    ///     .discovery_filter(|nsqd| nsqd.broadcast_address.ends_with(".eu-west.example"));
+    /// # let _ = builder;
+    /// ```
+    pub fn discovery_filter(mut self, filter: impl Fn(&LookupProducer) -> bool + Send + Sync + 'static) -> Self {
+        self.discovery.hooks.filter = Some(Arc::new(filter));
+        self
+    }
+
+    /// Connects to an announced nsqd at the `host:port` that `map` returns, for nsqds whose broadcast address is not one
+    /// that can be reached from here (in containers, for example). Default: `broadcast_address:tcp_port`.
+    ///
+    /// It is called as [`discovery_filter`](Self::discovery_filter) is, after it. Where it panics or returns no
+    /// `host:port`, the entry is ignored, with a warning in the log.
+    ///
+    /// ```
+    /// # use async_nsq::Consumer;
+    /// let builder = Consumer::builder("orders", "billing")
+    ///     .lookupd("127.0.0.1:4161")
+    ///     .map_address(|nsqd| format!("127.0.0.1:{}", nsqd.tcp_port));
+    /// # let _ = builder;
+    /// ```
+    pub fn map_address(mut self, map: impl Fn(&LookupProducer) -> String + Send + Sync + 'static) -> Self {
+        self.discovery.hooks.map_address = Some(Arc::new(map));
+        self
+    }
+
+    /// Creates the topic and the channel at every nsqlookupd that does not know the channel. Default: false.
+    ///
+    /// A channel gets the messages that are published after it was created, and without this it is created by the first
+    /// consumer that connects: what was published before goes to the other channels only. With it, an nsqd that gets
+    /// the topic's first message asks nsqlookupd for the topic's channels, and creates this one before that message.
+    ///
+    /// It goes along with the rounds of questions, so a failure is repaired by the next one, and so is a channel that is
+    /// deleted, or forgotten by an nsqlookupd that was restarted: as long as this consumer runs, its topic and channel
+    /// exist. Failures are logged and never fatal. It does not help with nsqds that know no nsqlookupd or have the
+    /// topic already, needs nsqlookupd 1.0 or later, and is refused for a channel that is `#ephemeral`: nsqd creates such a
+    /// channel with its first consumer and not before.
+    pub fn create_topic_and_channel(mut self, create: bool) -> Self {
+        self.discovery.create = create;
         self
     }
 
@@ -265,7 +343,8 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a bad name or address, no address at all, or an option
-    /// out of range; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for an nsqlookupd given with `https://`.
+    /// out of range; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for an nsqlookupd given with `https://`
+    /// in a build without TLS.
     ///
     /// # Cancel safety
     /// Dropping the future starts nothing.
@@ -280,7 +359,7 @@ impl ConsumerBuilder {
         let pinned = self.validate()?;
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
         let concurrency = self.worker_count();
-        let discovery = self.new_discovery(&topic)?;
+        let discovery = Some(self.new_discovery(&topic, &channel)?);
         let inbox = Arc::new(Inbox::new(concurrency));
         let desk = Arc::new(Desk::new(self.rules));
         let shop = Arc::new(Shop {
@@ -335,18 +414,15 @@ impl ConsumerBuilder {
         self.concurrency.unwrap_or(by_default) as usize
     }
 
-    fn new_discovery(&self, topic: &Topic) -> Result<Option<Discovery>> {
-        if self.lookupds.is_empty() {
-            return Ok(None);
-        }
+    fn new_discovery(&self, topic: &Topic, channel: &Channel) -> Result<Discovery> {
         Discovery::new(
             topic.clone(),
+            channel,
             &self.lookupds,
             Arc::clone(&self.connection.connector),
             &self.discovery,
             fastrand::u64(..),
         )
-        .map(Some)
     }
 
     fn validate(&self) -> Result<Vec<Arc<str>>> {

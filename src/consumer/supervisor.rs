@@ -14,7 +14,7 @@ use super::mailbox::Event;
 use super::node::{self, Node};
 use super::refusal::AnswerRefused;
 use super::state::{Control, State};
-use crate::discovery::{Changes, Discovery, LookupdStatus};
+use crate::discovery::{Changes, Discovery};
 use crate::error::{Error, ErrorKind, Step};
 use crate::protocol::ErrorCode;
 
@@ -237,15 +237,11 @@ impl Supervisor {
             }
         }
         let Some(discovery) = &self.discovery else { return };
-        let lookups = discovery.view().lookupds().iter();
-        let lookups = lookups.map(|lookupd| {
-            let failing = match lookupd.status() {
-                LookupdStatus::Failing { error, .. } => Some(error.clone()),
-                _ => None,
-            };
-            (Arc::clone(lookupd.address()), failing)
-        });
-        let lookups = lookups.collect();
+        let lookups = discovery.lookupd_facts();
+        let lookups = lookups
+            .into_iter()
+            .map(|facts| (Arc::clone(&facts.address), facts.failure().cloned()))
+            .collect();
         self.state.send_modify(|state| {
             state.lookups = lookups;
         });
@@ -298,7 +294,7 @@ impl Supervisor {
             Step::Dial,
             format!(
                 "cannot be reached at the address that nsqlookupd {lookupd} announces; if that is not an address for this \
-                 host, set nsqd's broadcast-address"
+                 host, set nsqd's broadcast-address or use map_address"
             ),
         )
         .at(address);

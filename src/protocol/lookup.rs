@@ -1,4 +1,4 @@
-//! nsqlookupd's answer to `/lookup`.
+//! nsqlookupd's answers to `/lookup` and `/topics`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,6 +24,9 @@ pub struct Lookup {
 pub struct LookupProducer {
     /// The host name or IP address at which the nsqd says that clients reach it.
     pub broadcast_address: String,
+    /// The address and port from which the nsqd talks to nsqlookupd, as the latter sees it.
+    #[serde(default)]
+    pub remote_address: String,
     /// The port of the TCP protocol.
     pub tcp_port: u16,
     /// The port of the HTTP interface.
@@ -67,12 +70,53 @@ impl LookupProducer {
 /// [`LookupError`] if the body is not JSON, not an object with a list of producers, or an old envelope that reports a
 /// failure.
 pub fn parse_lookup(body: &[u8]) -> Result<Lookup, LookupError> {
+    let answer = unwrap(body, |answer| answer.producers.is_some())?;
+    answer.read()
+}
+
+/// The topics that nsqlookupd knows: its answer to `/topics`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LookupTopics {
+    /// The names of the topics, not checked.
+    pub topics: Vec<String>,
+    /// How many entries of the answer are no text and are left out of `topics`.
+    pub malformed: usize,
+}
+
+/// Reads the body of nsqlookupd's answer to `/topics`, in either form, as [`parse_lookup`] does.
+///
+/// ```
+/// use async_nsq::protocol::parse_topics;
+///
+/// let answer = parse_topics(br#"{"topics":["orders","invoices"]}"#)?;
+/// assert_eq!(answer.topics, ["orders", "invoices"]);
+/// # Ok::<(), async_nsq::protocol::LookupError>(())
+/// ```
+///
+/// # Errors
+/// [`LookupError`] if the body is not JSON, not an object with a list of topics, or an old envelope that reports a
+/// failure.
+pub fn parse_topics(body: &[u8]) -> Result<LookupTopics, LookupError> {
+    let answer = unwrap(body, |answer| answer.topics.is_some())?;
+    let mut topics = LookupTopics::default();
+    for entry in entries(answer.topics.ok_or(LookupError::Shape)?)? {
+        match serde_json::from_str(entry.get()) {
+            Ok(name) => topics.topics.push(name),
+            Err(_) => topics.malformed += 1,
+        }
+    }
+    Ok(topics)
+}
+
+/// What the body means, without the envelope of old versions; `complete` tells whether there is none.
+fn unwrap(body: &[u8], complete: impl Fn(&Answer<'_>) -> bool) -> Result<Answer<'_>, LookupError> {
     let answer: Answer<'_> = parse(body)?;
-    if answer.producers.is_some() {
-        return answer.read();
+    if complete(&answer) {
+        return Ok(answer);
     }
     match (answer.status_code, answer.data) {
-        (Some(200), Some(data)) => parse::<Answer<'_>>(data.get().as_bytes())?.read(),
+        (Some(200), Some(data)) => parse(data.get().as_bytes()),
         (Some(200) | None, _) => Err(LookupError::Shape),
         (Some(_), _) => Err(LookupError::Status(answer.status_txt.unwrap_or_default().into_owned())),
     }
@@ -86,6 +130,8 @@ struct Answer<'a> {
     producers: Option<&'a RawValue>,
     #[serde(borrow)]
     channels: Option<&'a RawValue>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    topics: Option<&'a RawValue>,
     status_code: Option<u64>,
     #[serde(borrow)]
     status_txt: Option<Cow<'a, str>>,
@@ -142,7 +188,7 @@ fn entries(list: &RawValue) -> Result<Vec<&RawValue>, LookupError> {
 pub enum LookupError {
     /// It is not JSON.
     Json(serde_json::Error),
-    /// It is JSON without a list of producers.
+    /// It is JSON without the list that was asked for.
     Shape,
     /// It is the old envelope, reporting a failure with this text (`TOPIC_NOT_FOUND`, for one).
     Status(String),
@@ -152,7 +198,7 @@ impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Json(_) => f.write_str("the answer is not JSON; is this nsqlookupd's HTTP port (4161 by default)?"),
-            Self::Shape => f.write_str("the answer is JSON without a list of producers; is this nsqlookupd?"),
+            Self::Shape => f.write_str("the answer is JSON without the list that was asked for; is this nsqlookupd?"),
             Self::Status(text) => write!(f, "nsqlookupd answered {text:?}"),
         }
     }
@@ -200,6 +246,25 @@ mod tests {
         let lookup = parse_lookup(body).unwrap();
         assert_eq!(lookup.malformed, 3);
         assert_eq!(lookup.producers.len(), 1);
+    }
+
+    #[test]
+    fn topics_are_read_in_both_forms_and_one_bad_entry_hides_no_other() {
+        let bare = parse_topics(br#"{"topics":["a",7,"b\u002ec",null]}"#).unwrap();
+        assert_eq!(bare.topics, ["a", "b.c"]);
+        assert_eq!(bare.malformed, 2);
+        let old = br#"{"status_code":200,"status_txt":"OK","data":{"topics":["a",7,"b.c",null]}}"#;
+        assert_eq!(parse_topics(old).unwrap(), bare);
+        for empty in [&br#"{"topics":[]}"#[..], br#"{"topics":null}"#] {
+            assert_eq!(parse_topics(empty).unwrap(), LookupTopics::default());
+        }
+        for other in [
+            &br#"{"producers":[]}"#[..],
+            br#"{"topics":{}}"#,
+            br#"{"status_code":200,"data":{}}"#,
+        ] {
+            assert!(matches!(parse_topics(other), Err(LookupError::Shape)));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | [`CommandParser`] | bytes from a client to [`Command`]s |
 //! | [`IdentifyRequest`], [`IdentifyResponse`] | the negotiation's JSON |
 //! | [`ErrorCode`] | what an error frame means for the connection |
-//! | [`parse_lookup`] | nsqlookupd's JSON, current and pre-1.0 |
+//! | [`parse_lookup`], [`parse_topics`] | nsqlookupd's JSON, current and pre-1.0 |
 //!
 //! This is the low-level layer; services use [`Producer`](crate::Producer) and [`Consumer`](crate::Consumer).
 
@@ -27,7 +27,7 @@ mod secret;
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
 pub use identify::{IdentifyError, IdentifyRequest, IdentifyResponse};
-pub use lookup::{Lookup, LookupError, LookupProducer, parse_lookup};
+pub use lookup::{Lookup, LookupError, LookupProducer, LookupTopics, parse_lookup, parse_topics};
 pub use message::{Message, MessageId};
 pub use parse::{
     Command, CommandBody, CommandError, CommandHead, CommandLimits, CommandLine, CommandName, CommandParser,

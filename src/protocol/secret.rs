@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-/// The secret of AUTH. Its `Debug` does not show it.
+/// The secret of AUTH, or of an HTTP header. Its `Debug` does not show it.
 ///
 /// ```
 /// use async_nsq::protocol::Secret;
@@ -26,6 +26,42 @@ impl Secret {
     #[must_use]
     pub fn reveal(&self) -> &Bytes {
         &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(secret: &str) -> Self {
+        Self(Bytes::copy_from_slice(secret.as_bytes()))
+    }
+}
+
+impl From<String> for Secret {
+    fn from(secret: String) -> Self {
+        Self::new(secret)
+    }
+}
+
+impl From<&String> for Secret {
+    fn from(secret: &String) -> Self {
+        secret.as_str().into()
+    }
+}
+
+impl From<&[u8]> for Secret {
+    fn from(secret: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(secret))
+    }
+}
+
+impl From<Vec<u8>> for Secret {
+    fn from(secret: Vec<u8>) -> Self {
+        Self::new(secret)
+    }
+}
+
+impl From<Bytes> for Secret {
+    fn from(secret: Bytes) -> Self {
+        Self(secret)
     }
 }
 

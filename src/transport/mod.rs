@@ -12,6 +12,8 @@ bytes come out, however they arrive and within the room that the caller gives."
 mod connector;
 mod memory;
 mod tcp;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 
 #[cfg(feature = "test-server")]
 pub(crate) mod compressed;

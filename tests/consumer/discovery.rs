@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nsq::transport::{BoxIo, Connecting, Connector, MemoryConnector, MemoryNetwork};
-use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Error, ErrorKind, Message};
+use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Error, ErrorKind, LookupdConfig, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
@@ -247,4 +247,76 @@ async fn ready_counts_the_nsqds_that_refuse_and_names_one() {
     let error = not_ready(&consumer).await;
     assert!(chain(&error).contains("one:4150"), "{error}");
     assert!(chain(&error).contains("3 addresses fail"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_lesson_62_nsqds_are_filtered_and_reached_at_the_mapped_address() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "published:14150");
+    let _lookupd = Lookupd::start(&network, Some(vec!["container-7", "elsewhere"]));
+    let consumer = consumer(&network)
+        .discovery_filter(|nsqd| nsqd.broadcast_address.starts_with("container"))
+        .map_address(|nsqd| format!("published:1{}", nsqd.tcp_port))
+        .start(succeed)
+        .await
+        .unwrap();
+    let mut peer = nsqd.accept().await;
+    consumer.ready(SECOND).await.unwrap();
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    assert_eq!(consumer.connections().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_lesson_62_a_hook_that_panics_ends_nothing() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "good:4150");
+    let _lookupd = Lookupd::start(&network, Some(vec!["bad", "good"]));
+    let consumer = consumer(&network)
+        .map_address(|nsqd| {
+            assert_ne!(nsqd.broadcast_address, "bad");
+            nsqd.tcp_address()
+        })
+        .start(succeed)
+        .await
+        .unwrap();
+    let mut peer = nsqd.accept().await;
+    consumer.ready(SECOND).await.unwrap();
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    peer.deliver([1]).await;
+    assert_eq!(peer.command().await, fin(1));
+}
+
+#[tokio::test]
+async fn options_of_discovery_are_checked_at_the_start() {
+    let network = MemoryNetwork::new();
+    for (builder, option) in [
+        (
+            consumer(&network).lookupd_poll_interval(Duration::ZERO),
+            "lookupd_poll_interval",
+        ),
+        (consumer(&network).lookupd_poll_jitter(1.1), "lookupd_poll_jitter"),
+        (consumer(&network).lookupd_timeout(Duration::ZERO), "lookupd_timeout"),
+        (consumer(&network).max_nsqds(0), "max_nsqds"),
+        (consumer(&network).max_lookupd_answer(1), "max_lookupd_answer"),
+        (
+            consumer(&network).lookupd(LookupdConfig::new("b:4161").header("X Team", "hush")),
+            "lookupd",
+        ),
+        (
+            consumer(&network).lookupd(LookupdConfig::new("b:4161").bearer("hush")),
+            "allow_plaintext_auth",
+        ),
+        (
+            Consumer::builder("orders", "tail#ephemeral")
+                .lookupd(LOOKUPD)
+                .create_topic_and_channel(true),
+            "create_topic_and_channel",
+        ),
+    ] {
+        assert!(!format!("{builder:?}").contains("hush"), "{builder:?}");
+        let error = builder.start(succeed).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(option), "{error}");
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
 }

@@ -18,6 +18,8 @@ mod answers;
 mod backoff;
 mod by_hand;
 mod discovery;
+#[cfg(feature = "tls")]
+mod discovery_tls;
 mod endings;
 mod link;
 mod random;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use async_nsq::{Consumer, ErrorKind, Producer};
+use async_nsq::{Consumer, ErrorKind, LookupdConfig, Producer};
 
 use crate::broker::{Brokers, DEADLINE, Nsqd, eventually};
 use crate::publishing::{Seen, recorder, seen_all};
@@ -52,6 +52,62 @@ async fn n5_one_consumer_finds_a_topic_spread_over_three_nsqds_through_two_nsqlo
     for nsqd in &nsqds {
         let channel = nsqd.channel_stats("orders", "billing").await.unwrap();
         assert_eq!((channel.depth, channel.in_flight), (0, 0));
+    }
+}
+
+/// The consumer is there before the topic, and ends before the first message: only a channel that exists by then keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn n5_lesson_55_a_channel_created_beforehand_gets_the_first_message_of_its_topic() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let (first, second) = (brokers.nsqlookupd().start().await, brokers.nsqlookupd().start().await);
+    let nsqd = brokers
+        .nsqd()
+        .lookupd(first.tcp_address())
+        .lookupd(second.tcp_address())
+        .start()
+        .await;
+    let builder = |channel: &str| {
+        // nsqlookupd does not care about headers.
+        let lookupd = LookupdConfig::new(first.http_address().to_string())
+            .bearer("sesame")
+            .header("X-Team", "billing")
+            .allow_plaintext_auth();
+        Consumer::builder("orders#ephemeral", channel)
+            .lookupd(lookupd)
+            .lookupd(second.http_address().to_string())
+    };
+    let seen = Seen::default();
+    let late = builder("created").create_topic_and_channel(true);
+    let consumer = late.clone().start(recorder(&seen)).await.unwrap();
+    let other = builder("other").start(recorder(&Seen::default())).await.unwrap();
+    for lookupd in [&first, &second] {
+        let created = async || {
+            let channels = lookupd.lookup("orders#ephemeral").await?["channels"].clone();
+            (channels == serde_json::json!(["created"])).then_some(())
+        };
+        eventually("the channel is known to nsqlookupd", created).await;
+    }
+    // nsqd has to have registered before it can ask for channels.
+    let registered = async || {
+        let nodes: serde_json::Value = serde_json::from_slice(&first.get("/nodes").await.body).ok()?;
+        (nodes["producers"].as_array()?.len() == 1).then_some(())
+    };
+    eventually("nsqd has registered", registered).await;
+    assert!(consumer.shutdown(DEADLINE).await.is_clean());
+
+    let producer = Producer::connect(address(&nsqd)).await.unwrap();
+    producer.publish("orders#ephemeral", "the first").await.unwrap();
+    let kept = nsqd.channel_stats("orders#ephemeral", "created").await.unwrap();
+    assert_eq!((kept.message_count, kept.depth), (1, 1));
+    // The channel of the consumer that did not ask for it comes too late.
+    other.ready(DEADLINE).await.unwrap();
+    let missed = nsqd.channel_stats("orders#ephemeral", "other").await.unwrap();
+    assert_eq!(missed.message_count, 0);
+
+    let consumer = late.start(recorder(&seen)).await.unwrap();
+    seen_all(&seen, 1).await;
+    for consumer in [consumer, other] {
+        assert!(consumer.shutdown(DEADLINE).await.is_clean());
     }
 }
 

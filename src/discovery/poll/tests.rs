@@ -1,20 +1,42 @@
 use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::super::http::MAX_HEAD;
+use super::super::question::{Hooks, Nsqds};
 use super::super::scripted::{Reply, Scripted, http, producers};
 use super::*;
-use crate::transport::MemoryNetwork;
+use crate::config::LookupdConfig;
+use crate::error::{ErrorKind, Step};
+use crate::name::{Channel, Topic};
+use crate::transport::{Connector, MemoryNetwork};
 
 const LOOKUPD: &str = "lookupd:4161";
 const MAX_BODY: usize = 1024 * 1024;
 
-fn asker(network: &MemoryNetwork, topic: &str) -> Asker {
-    let connector = Arc::new(network.connector());
-    let topic = Topic::new(topic).unwrap();
-    Asker::new(connector, &topic, Duration::from_secs(2), MAX_BODY)
+fn client(connector: impl Connector) -> Client {
+    Client {
+        connector: Arc::new(connector),
+        timeout: Duration::from_secs(2),
+        max_body: MAX_BODY,
+    }
+}
+
+fn asker(network: &MemoryNetwork, topic: &str) -> Asker<Nsqds> {
+    let question = Nsqds::new(Topic::new(topic).unwrap(), None, Hooks::default());
+    Asker::new(question, client(network.connector()))
+}
+
+fn lookupd() -> LookupdTarget {
+    LookupdConfig::new(LOOKUPD).resolve().unwrap()
 }
 
 async fn ask(network: &MemoryNetwork) -> Result<Answer> {
-    let answer = asker(network, "orders").ask(&LOOKUPD.into()).await;
+    ask_by(&asker(network, "orders")).await
+}
+
+async fn ask_by(asker: &Asker<Nsqds>) -> Result<Answer> {
+    let answer = asker.ask(&lookupd()).await;
     if let Err(error) = &answer {
         assert_eq!((error.step(), error.address()), (Some(Step::Lookup), Some(LOOKUPD)));
     }
@@ -34,7 +56,7 @@ async fn answer_to_bytes(bytes: impl AsRef<[u8]>) -> Result<Answer> {
 }
 
 fn addresses(answer: &Answer) -> Vec<&str> {
-    answer.addresses.iter().map(|address| &**address).collect()
+    answer.items.iter().map(|address| &**address).collect()
 }
 
 #[tokio::test]
@@ -50,7 +72,7 @@ async fn n5_a_good_answer_gives_the_tcp_addresses() {
 async fn n5_the_request_is_what_every_version_of_nsqlookupd_understands() {
     let network = MemoryNetwork::new();
     let server = Scripted::start(&network, LOOKUPD, |_| Reply::Send(http("200 OK", producers(&[]))));
-    asker(&network, "orders#ephemeral").ask(&LOOKUPD.into()).await.unwrap();
+    asker(&network, "orders#ephemeral").ask(&lookupd()).await.unwrap();
     let head = server.requests().remove(0).to_ascii_lowercase();
     assert!(
         head.starts_with("get /lookup?topic=orders%23ephemeral http/1.1\r\n"),
@@ -106,7 +128,7 @@ async fn n5_an_unknown_topic_is_an_empty_answer_in_every_form() {
         http("200 OK", old),
     ] {
         let answer = answer_to_bytes(reply).await.unwrap();
-        assert_eq!(answer, unknown_topic());
+        assert!(answer.items.is_empty() && !answer.topic_known && answer.malformed == 0);
     }
 }
 
@@ -218,9 +240,9 @@ async fn n5_a_connection_that_does_not_come_about_is_unreachable() {
             Box::pin(std::future::pending())
         }
     }
-    let topic = Topic::new("orders").unwrap();
-    let asker = Asker::new(Arc::new(Swallowed), &topic, Duration::from_secs(2), MAX_BODY);
-    let error = asker.ask(&LOOKUPD.into()).await.unwrap_err();
+    let question = Nsqds::new(Topic::new("orders").unwrap(), None, Hooks::default());
+    let asker = Asker::new(question, client(Swallowed));
+    let error = ask_by(&asker).await.unwrap_err();
     assert_eq!((error.kind(), error.address()), (ErrorKind::Unreachable, Some(LOOKUPD)));
 }
 
@@ -253,59 +275,130 @@ async fn n4_hosts_that_no_host_can_have_are_counted_as_malformed() {
     let answer = answer_to_bytes(http("200 OK", body)).await.unwrap();
     assert_eq!(addresses(&answer), ["good:4150"]);
     assert_eq!(answer.malformed, 5);
+    let example = answer.example.unwrap();
+    assert!(example.starts_with("\"two words:4150\""), "{example}");
 }
 
-#[test]
-fn addresses_are_taken_with_and_without_scheme() {
-    for (given, meant) in [
-        ("127.0.0.1:4161", "127.0.0.1:4161"),
-        ("http://lookupd.example:4161", "lookupd.example:4161"),
-        ("HTTP://lookupd:80/", "lookupd:80"),
-        ("[::1]:4161", "[::1]:4161"),
-        ("http://[fe80::1]:4161/", "[fe80::1]:4161"),
+/// What the client makes of nsqds with these hosts, given what the user has to say about them.
+async fn answer_with(hooks: Hooks, hosts: &[&str]) -> Answer {
+    let network = MemoryNetwork::new();
+    let body = producers(hosts);
+    let _server = Scripted::start(&network, LOOKUPD, move |_| Reply::Send(http("200 OK", &body)));
+    let question = Nsqds::new(Topic::new("orders").unwrap(), None, hooks);
+    ask_by(&Asker::new(question, client(network.connector())))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn n5_an_nsqd_that_the_filter_rejects_is_not_announced() {
+    let hooks = Hooks {
+        filter: Some(Arc::new(|nsqd| nsqd.broadcast_address != "b")),
+        ..Hooks::default()
+    };
+    let answer = answer_with(hooks, &["a", "b", "c"]).await;
+    assert_eq!(addresses(&answer), ["a:4150", "c:4150"]);
+    assert_eq!((answer.filtered, answer.malformed), (1, 0));
+}
+
+#[tokio::test]
+async fn n5_lesson_62_an_address_that_cannot_be_reached_from_here_is_mapped() {
+    let hooks = Hooks {
+        map_address: Some(Arc::new(|nsqd| {
+            assert_eq!(nsqd.remote_address, "10.0.0.9:50000");
+            format!("127.0.0.1:{}", nsqd.tcp_port + 1)
+        })),
+        ..Hooks::default()
+    };
+    // The hook is asked about hosts that are none, too: it may know better.
+    let answer = answer_with(hooks, &["container 7"]).await;
+    assert_eq!(addresses(&answer), ["127.0.0.1:4151"]);
+    assert_eq!(answer.malformed, 0);
+}
+
+#[tokio::test]
+async fn n5_lesson_62_hooks_that_fail_cost_their_entry_and_no_other() {
+    let hooks = Hooks {
+        filter: Some(Arc::new(|nsqd| nsqd.broadcast_address != "a" || panic!("no a please"))),
+        map_address: Some(Arc::new(|nsqd| match &*nsqd.broadcast_address {
+            "b" => panic!("no b please"),
+            "c" => "x".repeat(1_000_000),
+            "d" => "tcp://d:4150".to_owned(),
+            _ => nsqd.tcp_address(),
+        })),
+    };
+    let answer = answer_with(hooks, &["a", "b", "c", "d", "e"]).await;
+    assert_eq!(addresses(&answer), ["e:4150"]);
+    assert_eq!((answer.filtered, answer.malformed), (0, 4));
+    let example = answer.example.unwrap();
+    assert!(
+        example.contains("discovery_filter panicked at nsqd \"a:4150\""),
+        "{example}"
+    );
+    let hooks = Hooks {
+        map_address: Some(Arc::new(|_| "x".repeat(1_000_000))),
+        ..Hooks::default()
+    };
+    let example = answer_with(hooks, &["a"]).await.example.unwrap();
+    assert!(
+        example.len() < 200 && example.contains("the port is missing"),
+        "{example}"
+    );
+}
+
+/// What the client asks, and what it makes of these replies to it, if it is to create channel billing.
+async fn creating(replies: Vec<Reply>) -> (Vec<String>, Result<Answer>) {
+    let network = MemoryNetwork::new();
+    let mut replies = replies.into_iter();
+    let server = Scripted::start(&network, LOOKUPD, move |_| replies.next().unwrap());
+    let channel = Channel::new("billing").unwrap();
+    let question = Nsqds::new(Topic::new("orders#ephemeral").unwrap(), Some(channel), Hooks::default());
+    let answer = ask_by(&Asker::new(question, client(network.connector()))).await;
+    let requests = server.requests().into_iter();
+    let lines = requests.map(|head| head.lines().next().unwrap().to_owned());
+    (lines.collect(), answer)
+}
+
+fn with_channels(channels: &str) -> Reply {
+    Reply::Send(http("200 OK", format!(r#"{{"channels":[{channels}],"producers":[]}}"#)))
+}
+
+const GET: &str = "GET /lookup?topic=orders%23ephemeral HTTP/1.1";
+const POST: &str = "POST /channel/create?topic=orders%23ephemeral&channel=billing HTTP/1.1";
+
+#[tokio::test]
+async fn n5_lesson_55_a_channel_is_created_where_it_is_missing_and_only_there() {
+    let done = || Reply::Send(http("200 OK", ""));
+    let unknown = Reply::Send(http("404 Not Found", r#"{"message":"TOPIC_NOT_FOUND"}"#));
+    for reply in [unknown, with_channels(r#""billing2""#)] {
+        let (requests, answer) = creating(vec![reply, done()]).await;
+        assert_eq!(requests, [GET, POST]);
+        assert!(matches!(answer.unwrap().channel, Some(Ok(()))));
+    }
+    let (requests, answer) = creating(vec![with_channels(r#""a","billing""#)]).await;
+    assert_eq!(requests, [GET]);
+    assert!(matches!(answer.unwrap().channel, Some(Ok(()))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_lesson_55_a_channel_that_cannot_be_created_spoils_no_answer() {
+    for (reply, kind) in [
+        (Reply::Send(http("404 Not Found", "{}")), ErrorKind::Rejected),
+        (Reply::Send(http("403 Forbidden", "")), ErrorKind::Rejected),
+        (Reply::SendAndClose(Vec::new()), ErrorKind::ConnectionLost),
+        (Reply::Hang, ErrorKind::ConnectionLost),
     ] {
-        assert_eq!(&*parse_address(given).unwrap(), meant);
+        let start = Instant::now();
+        let (requests, answer) = creating(vec![with_channels(""), reply]).await;
+        assert_eq!(requests, [GET, POST]);
+        let answer = answer.unwrap();
+        assert!(answer.topic_known);
+        let error = answer.channel.unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.address()), (kind, Some(LOOKUPD)), "{error}");
+        assert!(start.elapsed().as_secs() <= 2, "one timeout for both");
     }
-}
-
-#[test]
-fn other_addresses_are_refused_with_what_to_give_instead() {
-    for bad in [
-        "",
-        ":4161",
-        "lookupd",
-        "http://lookupd",
-        "lookupd:",
-        "lookupd:0",
-        "lookupd:+80",
-        "lookupd:65536",
-        "::1:4161",
-        "[]:4161",
-        "[::1:4161",
-        "two words:4161",
-        "line\n:4161",
-        "ümlaut:4161",
-        "http://lookupd:4161/prefix",
-        "lookupd:4161?x",
-        "tcp://lookupd:4161",
-    ] {
-        let error = parse_address(bad).unwrap_err();
-        assert_eq!(
-            (error.kind(), error.step()),
-            (ErrorKind::Invalid, Some(Step::Configure)),
-            "{bad}"
-        );
-        assert!(error.to_string().contains("127.0.0.1:4161"), "{error}");
-    }
-    let error = parse_address("https://lookupd:4161").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-}
-
-#[test]
-fn n3_a_password_in_an_address_is_refused_and_not_shown() {
-    for bad in ["http://user:secret@lookupd:4161", "https://user:secret@lookupd:4161"] {
-        let error = parse_address(bad).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid);
-        assert!(!format!("{error} {error:?}").contains("secret"));
-    }
+    // One that does not answer is not asked for more.
+    let (requests, answer) = creating(vec![Reply::Send(http("500 Internal Server Error", ""))]).await;
+    assert_eq!(requests, [GET]);
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Rejected);
 }
