@@ -91,7 +91,7 @@ pub use config::{ConnectionConfig, LookupdConfig};
 pub use config::{DangerousTls, TlsConfig};
 pub use consumer::{
     AnswerRefused, Answering, BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
-    Handler, HandlerError, Message, MessageRef, PauseReason,
+    ConsumerWatch, Handler, HandlerError, Message, MessageRef, NsqdStats, PauseReason,
 };
 pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};

@@ -18,7 +18,7 @@ use super::lookout::Lookout;
 use super::message::Message;
 use super::node;
 use super::refusal::AnswerRefused;
-use super::state::State;
+use super::state::{FlowPicture, State};
 use super::supervisor::Supervisor;
 use super::worker::{Shop, Worker};
 use crate::backoff::{Backoff, Exponential};
@@ -359,7 +359,7 @@ impl ConsumerBuilder {
         let pinned = self.validate()?;
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
         let concurrency = self.worker_count();
-        let discovery = Some(self.new_discovery(&topic, &channel)?);
+        let discovery = self.new_discovery(&topic, &channel)?;
         let inbox = Arc::new(Inbox::new(concurrency));
         let desk = Arc::new(Desk::new(self.rules));
         let shop = Arc::new(Shop {
@@ -373,7 +373,15 @@ impl ConsumerBuilder {
             workers.spawn(Worker::new(number, Arc::clone(&shop)).run());
         }
         let (control_sender, control) = mpsc::channel(16);
-        let (state, state_seen) = watch::channel(State::default());
+        let (state, state_seen) = watch::channel(State {
+            nodes: pinned.iter().cloned().collect(),
+            lookupds: discovery.lookupd_facts(),
+            flow: FlowPicture {
+                max_in_flight: self.flow.max_in_flight,
+                ..FlowPicture::default()
+            },
+            ..State::default()
+        });
         let supervisor = Supervisor {
             shared: Arc::new(node::Shared {
                 config: self.connection.for_consumer(self.flow.max_in_flight),
@@ -384,7 +392,7 @@ impl ConsumerBuilder {
                 next_id: AtomicU64::new(0),
             }),
             flow: Flow::new(self.flow, Box::new(self.backoff), fastrand::u64(..)),
-            discovery,
+            discovery: Some(discovery),
             nodes: HashMap::new(),
             pinned,
             node_tasks: JoinSet::new(),

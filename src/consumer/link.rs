@@ -335,9 +335,10 @@ impl Link {
         self.received.load(Ordering::SeqCst)
     }
 
-    /// For whoever asks: what the flow has decided.
-    pub(super) fn set_decided(&self, rdy: u32, paused: Option<PauseReason>) {
-        *self.decided.lock().unwrap_or_else(PoisonError::into_inner) = (rdy, paused);
+    /// For whoever asks: what the flow has decided. Returns whether it is something new.
+    pub(super) fn set_decided(&self, rdy: u32, paused: Option<PauseReason>) -> bool {
+        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *decided, (rdy, paused)) != (rdy, paused)
     }
 
     pub(super) fn stats(&self) -> ConnectionStats {

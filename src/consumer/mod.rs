@@ -11,8 +11,10 @@
 mod answering;
 mod answers;
 mod builder;
+mod control;
 mod desk;
 mod flow;
+mod follow;
 mod handler;
 mod inbox;
 mod lease;
@@ -28,25 +30,28 @@ mod session;
 mod shutdown;
 mod state;
 mod supervisor;
+
 mod worker;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 pub use self::answering::Answering;
 pub use self::builder::ConsumerBuilder;
+use self::control::Control;
 use self::desk::Desk;
 pub use self::flow::PauseReason;
+pub use self::follow::ConsumerWatch;
 pub use self::handler::{BoxError, Handler, HandlerError};
 pub use self::message::Message;
 pub use self::refusal::AnswerRefused;
-pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats, MessageRef};
-use self::state::{Control, State};
+use self::state::State;
+pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats, MessageRef, NsqdStats};
+use crate::config::{LookupdConfig, address};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
 
@@ -146,26 +151,29 @@ impl Consumer {
         &self.channel
     }
 
-    /// Counts, as of now. It waits for nothing.
+    /// Everything that is known of the consumer, as of now. It waits for nothing.
     #[must_use]
     pub fn stats(&self) -> ConsumerStats {
-        let state = self.state.borrow();
-        let (mut received, mut in_flight) = (state.received_before, 0);
-        for link in &state.links {
-            received += link.received();
-            in_flight += u64::from(link.in_flight());
-        }
-        ConsumerStats {
-            connections: state.links.len(),
-            in_flight,
-            received,
-            finished: self.desk.counts.finished.load(Ordering::Relaxed),
-            requeued: self.desk.counts.requeued.load(Ordering::Relaxed),
-            given_up: self.desk.counts.given_up.load(Ordering::Relaxed),
-            refused: self.desk.counts.refused.load(Ordering::Relaxed),
-            unsent: self.desk.counts.unsent.load(Ordering::Relaxed),
-            backoff_level: self.desk.counts.backoff_level.load(Ordering::Relaxed),
-        }
+        self.state.borrow().stats(&self.desk.counts)
+    }
+
+    /// Follows the consumer's state: connections, the RDY of each and why it is 0, backoff, discovery.
+    ///
+    /// ```
+    /// # use async_nsq::Consumer;
+    /// async fn log_backoff(consumer: &Consumer) {
+    ///     let mut watch = consumer.watch();
+    ///     while watch.changed().await {
+    ///         let stats = watch.stats();
+    ///         if stats.backoff_level > 0 {
+    ///             println!("in backoff, level {}, for {:?}", stats.backoff_level, stats.backoff_left);
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn watch(&self) -> ConsumerWatch {
+        ConsumerWatch::new(self.state.clone(), Arc::clone(&self.desk))
     }
 
     /// The connections that are subscribed, as of now, each with its RDY and the reason if that is 0. It waits for
@@ -185,6 +193,65 @@ impl Consumer {
     pub async fn set_max_in_flight(&self, count: u32) {
         // A consumer that has ended has nothing in flight.
         let _ended = self.control.send(Control::SetMaxInFlight(count)).await;
+    }
+
+    /// Consumes from the nsqd at `address` as well, from now on. True if that is new: an nsqd that only nsqlookupd has
+    /// announced so far is kept from now on, whatever nsqlookupd says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if this is no address; [`ErrorKind::Shutdown`] if the consumer has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the consumer as it was.
+    pub async fn add_nsqd(&self, address: &str) -> Result<bool> {
+        let address = address::parse("nsqd", address)?;
+        self.ask(|reply| Control::AddNsqd(address, reply)).await
+    }
+
+    /// Stops consuming from an nsqd that was given by address: it is told to send no more, what it has in flight is still
+    /// answered, and then the connection closes. False if it was not given by address. While an nsqlookupd announces it,
+    /// it is consumed from all the same: use [`discovery_filter`](ConsumerBuilder::discovery_filter) against that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if this is no address; [`ErrorKind::Shutdown`] if the consumer has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the consumer as it was.
+    pub async fn remove_nsqd(&self, address: &str) -> Result<bool> {
+        let address = address::parse("nsqd", address)?;
+        self.ask(|reply| Control::RemoveNsqd(address, reply)).await
+    }
+
+    /// Finds nsqds through one more nsqlookupd, which is asked at once. False if it is asked already; it is asked by the
+    /// new settings then.
+    ///
+    /// # Errors
+    /// Those of [`ConsumerBuilder::start`] for an nsqlookupd; [`ErrorKind::Shutdown`] if the consumer has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the consumer as it was.
+    pub async fn add_lookupd(&self, lookupd: impl Into<LookupdConfig>) -> Result<bool> {
+        let lookupd = Box::new(lookupd.into());
+        self.ask(|reply| Control::AddLookupd(lookupd, reply)).await
+    }
+
+    /// Asks an nsqlookupd no more. An nsqd that only it announced is left after three rounds in which all others
+    /// answered, and 30 s; once no nsqlookupd is left, all that were found so far stay. False if it was not asked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if this is no address; [`ErrorKind::Shutdown`] if the consumer has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the consumer as it was.
+    pub async fn remove_lookupd(&self, address: &str) -> Result<bool> {
+        let address = address.to_owned();
+        self.ask(|reply| Control::RemoveLookupd(address, reply)).await
+    }
+
+    async fn ask(&self, control: impl FnOnce(oneshot::Sender<Result<bool>>) -> Control) -> Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.control.send(control(reply)).await.map_err(|_| control::ended())?;
+        answer.await.unwrap_or_else(|_| Err(control::ended()))
     }
 
     /// Stops the flow of messages until [`resume`](Self::resume): nsqds are told to send none. Those that are here or on

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::state::State;
+use crate::discovery::LookupdFacts;
 use crate::error::{Error, ErrorKind, Step};
 use crate::name::Topic;
 
 /// What [`Consumer::ready`](super::Consumer::ready) ends with when its deadline passes.
 pub(super) fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
-    let failing_lookups: Vec<&Error> = state.lookups.iter().filter_map(|(_, error)| error.as_ref()).collect();
-    let answering = state.lookups.iter().filter(|(_, error)| error.is_none());
-    let answering: Vec<&str> = answering.map(|(address, _)| &**address).collect();
+    let failing_lookups: Vec<&Error> = state.lookupds.iter().filter_map(LookupdFacts::failure).collect();
+    let answering = state.lookupds.iter().filter(|lookupd| lookupd.is_answering());
+    let answering: Vec<&str> = answering.map(|lookupd| &*lookupd.address).collect();
     // One nsqlookupd that answers is enough for discovery to work, so one that fails is no cause.
     let unknown_topic = state.nodes.is_empty() && !answering.is_empty();
     let cause = state.failing.values().chain(failing_lookups.iter().copied()).next();
@@ -57,9 +58,20 @@ mod tests {
     use std::error::Error as _;
 
     use super::*;
+    use crate::discovery::Status;
 
     fn told(state: &State) -> Error {
         not_ready(&Topic::new("orders").unwrap(), state, Duration::from_secs(5))
+    }
+
+    fn answering(address: &str) -> LookupdFacts {
+        let since = std::time::Instant::now();
+        LookupdFacts::with_status(address.into(), Status::Answering { since })
+    }
+
+    fn failing(address: &str) -> LookupdFacts {
+        let (since, error) = (std::time::Instant::now(), refused(Step::Lookup));
+        LookupdFacts::with_status(address.into(), Status::Failing { since, error })
     }
 
     fn refused(step: Step) -> Error {
@@ -68,9 +80,9 @@ mod tests {
 
     #[test]
     fn an_unknown_topic_is_no_failure_even_if_one_of_two_nsqlookupds_fails() {
-        let lookups = vec![(Arc::from("a:4161"), None)];
+        let lookupds = vec![answering("a:4161")];
         let mut state = State {
-            lookups,
+            lookupds,
             ..State::default()
         };
         let error = told(&state);
@@ -78,7 +90,7 @@ mod tests {
             error.to_string().contains("a:4161 knows no nsqd with topic orders"),
             "{error}"
         );
-        state.lookups.push((Arc::from("b:4161"), Some(refused(Step::Lookup))));
+        state.lookupds.push(failing("b:4161"));
         let error = told(&state);
         assert!(error.source().is_none());
         assert!(
@@ -90,10 +102,10 @@ mod tests {
 
     #[test]
     fn a_known_nsqd_that_is_silent_is_not_told_as_an_unknown_topic() {
-        let lookups = vec![(Arc::from("a:4161"), None)];
+        let lookupds = vec![answering("a:4161")];
         let mut state = State {
             nodes: BTreeSet::from([Arc::from("nsqd:4150")]),
-            lookups,
+            lookupds,
             ..State::default()
         };
         let error = told(&state);
@@ -108,9 +120,9 @@ mod tests {
 
     #[test]
     fn a_failing_nsqlookupd_alone_is_a_failure() {
-        let lookups = vec![(Arc::from("b:4161"), Some(refused(Step::Lookup)))];
+        let lookupds = vec![failing("b:4161")];
         let error = told(&State {
-            lookups,
+            lookupds,
             ..State::default()
         });
         assert_eq!(error.source().unwrap().to_string(), "lookup: refused");

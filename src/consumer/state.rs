@@ -2,22 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::flow::PauseReason;
 use super::link::Link;
+use crate::discovery::{LookupdFacts, LookupdStats, NsqdDiscovered, NsqdFacts};
 use crate::error::Error;
 use crate::protocol::MessageId;
-
-/// What a consumer's handle asks of its supervisor.
-#[derive(Debug)]
-pub(super) enum Control {
-    SetMaxInFlight(u32),
-    SetPaused(bool),
-    Shutdown { deadline: Instant },
-}
 
 /// The supervisor's picture, published whenever it changes.
 #[derive(Debug, Default)]
@@ -30,16 +24,81 @@ pub(super) struct State {
     pub(super) nodes: BTreeSet<Arc<str>>,
     /// Those of them without a connection, and why.
     pub(super) failing: BTreeMap<Arc<str>, Error>,
-    /// The nsqlookupds that were asked, and why they could not be.
-    pub(super) lookups: Vec<(Arc<str>, Option<Error>)>,
+    /// How each nsqlookupd does.
+    pub(super) lookupds: Vec<LookupdFacts>,
+    /// The nsqds that they announce.
+    pub(super) discovered: Vec<NsqdFacts>,
+    pub(super) flow: FlowPicture,
     /// Set at the end.
     pub(super) report: Option<ConsumerReport>,
+}
+
+/// What the flow has decided for the consumer as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FlowPicture {
+    pub(super) max_in_flight: u32,
+    pub(super) paused: bool,
+    pub(super) backoff_level: u32,
+    pub(super) backoff_until: Option<std::time::Instant>,
 }
 
 impl State {
     pub(super) fn retire(&mut self, link: &Arc<Link>) {
         self.links.retain(|live| !Arc::ptr_eq(live, link));
         self.received_before += link.received();
+    }
+
+    /// All of it for whoever asks.
+    pub(super) fn stats(&self, counts: &Counts) -> ConsumerStats {
+        let now = Instant::now().into_std();
+        let links: Vec<ConnectionStats> = self.links.iter().map(|link| link.stats()).collect();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ConsumerStats {
+            connections: links.len(),
+            in_flight: links.iter().map(|link| u64::from(link.in_flight)).sum(),
+            received: self.received_before + links.iter().map(|link| link.received).sum::<u64>(),
+            finished: count(&counts.finished),
+            requeued: count(&counts.requeued),
+            given_up: count(&counts.given_up),
+            refused: count(&counts.refused),
+            unsent: count(&counts.unsent),
+            max_in_flight: self.flow.max_in_flight,
+            paused: self.flow.paused,
+            backoff_level: self.flow.backoff_level,
+            backoff_left: self
+                .flow
+                .backoff_until
+                .map(|until| until.saturating_duration_since(now)),
+            nsqds: self.nsqds(links, now),
+            lookupds: self.lookupds.iter().map(|lookupd| lookupd.stats(now)).collect(),
+        }
+    }
+
+    /// Every nsqd that there is to say something about, each once, sorted by address.
+    fn nsqds(&self, links: Vec<ConnectionStats>, now: std::time::Instant) -> Vec<NsqdStats> {
+        let mut nsqds: BTreeMap<Arc<str>, NsqdStats> = BTreeMap::new();
+        let discovered = self.discovered.iter().map(|found| &found.address);
+        let connected = links.iter().map(|link| &link.nsqd);
+        for address in self.nodes.iter().chain(discovered).chain(connected) {
+            nsqds.entry(Arc::clone(address)).or_insert_with(|| NsqdStats {
+                address: Arc::clone(address),
+                connection: None,
+                failure: self.failing.get(address).cloned(),
+                discovered: None,
+            });
+        }
+        for found in &self.discovered {
+            if let Some(nsqd) = nsqds.get_mut(&found.address) {
+                nsqd.discovered = Some(found.stats(now));
+            }
+        }
+        for link in links {
+            if let Some(nsqd) = nsqds.get_mut(&link.nsqd) {
+                // While one is being closed there may be its successor, which comes later in the list.
+                nsqd.connection = Some(link);
+            }
+        }
+        nsqds.into_values().collect()
     }
 }
 
@@ -59,6 +118,20 @@ pub struct ConnectionStats {
     pub received: u64,
 }
 
+/// One nsqd of a consumer at one moment: see [`ConsumerStats::nsqds`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NsqdStats {
+    /// The nsqd's address, as configured or discovered.
+    pub address: Arc<str>,
+    /// Its connection, if there is one that is subscribed.
+    pub connection: Option<ConnectionStats>,
+    /// Why there is no connection: the latest failure. `None` as well while the first attempt is under way.
+    pub failure: Option<Error>,
+    /// What nsqlookupd says about it; `None` if it was configured by address only.
+    pub discovered: Option<NsqdDiscovered>,
+}
+
 /// What has become of messages, over all of a consumer's life.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -71,12 +144,10 @@ pub(super) struct Counts {
     pub(super) refused: AtomicU64,
     /// Answers that were lost with their connections.
     pub(super) unsent: AtomicU64,
-    /// The flow's, for whoever asks.
-    pub(super) backoff_level: AtomicU32,
 }
 
-/// Counts of a consumer at one moment: see [`Consumer::stats`](super::Consumer::stats).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A consumer at one moment: see [`Consumer::stats`](super::Consumer::stats).
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ConsumerStats {
     /// Connections that are subscribed.
@@ -95,8 +166,19 @@ pub struct ConsumerStats {
     pub refused: u64,
     /// Answers that were lost with their connections.
     pub unsent: u64,
+    /// What `max_in_flight` is now.
+    pub max_in_flight: u32,
+    /// Whether the consumer is [paused](super::Consumer::pause).
+    pub paused: bool,
     /// Failures that are not yet made up for by successes; above 0 the consumer is in backoff.
     pub backoff_level: u32,
+    /// How long the consumer still waits before it tries a message. `None` if it does not: it is not in backoff, or a
+    /// message is being tried.
+    pub backoff_left: Option<Duration>,
+    /// Every nsqd that was configured or found, connected or not, sorted by address.
+    pub nsqds: Vec<NsqdStats>,
+    /// Every nsqlookupd, in the order in which they were given.
+    pub lookupds: Vec<LookupdStats>,
 }
 
 /// One message of one nsqd.

@@ -8,12 +8,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::control::{Control, End};
 use super::flow::{ConnectionId, Flow, Outcome, RdyChange};
 use super::link::{Command, Link, Written};
 use super::mailbox::Event;
 use super::node::{self, Node};
 use super::refusal::AnswerRefused;
-use super::state::{Control, State};
+use super::state::{FlowPicture, State};
 use crate::discovery::{Changes, Discovery};
 use crate::error::{Error, ErrorKind, Step};
 use crate::protocol::ErrorCode;
@@ -70,20 +71,17 @@ impl Supervisor {
                     self.flow.handle_timeout(Instant::now().into_std());
                 }
                 Woken::Discovered(changes) => self.handle_discovered(changes),
-                Woken::Control(Some(Control::SetMaxInFlight(max))) => {
-                    self.flow.set_max_in_flight(max, Instant::now().into_std());
-                }
-                Woken::Control(Some(Control::SetPaused(paused))) => {
-                    self.flow.set_paused(paused, Instant::now().into_std());
-                }
-                Woken::Control(Some(Control::Shutdown { deadline })) => {
-                    self.shut_down(Some(deadline)).await;
-                    return;
-                }
-                Woken::Control(None) => {
-                    self.shut_down(None).await;
-                    return;
-                }
+                Woken::Control(control) => match self.handle_control(control) {
+                    Some(End::By(deadline)) => {
+                        self.shut_down(Some(deadline)).await;
+                        return;
+                    }
+                    Some(End::Dropped) => {
+                        self.shut_down(None).await;
+                        return;
+                    }
+                    None => {}
+                },
             }
         }
     }
@@ -213,10 +211,8 @@ impl Supervisor {
             self.flow.handle_in_flight(*id, known.link.in_flight(), news, now);
         }
         self.write_rdy(None);
-        let level = self.flow.backoff_level();
-        self.shared.desk.counts.backoff_level.store(level, Ordering::Relaxed);
+        self.publish_flow();
         for (id, known) in &self.links {
-            known.link.set_decided(self.flow.rdy(*id), self.flow.pause_reason(*id));
             let (below, above) = (self.flow.notify_below(*id), self.flow.notify_above(*id));
             known.link.notify_at(below, above);
             // It may have changed before the marks were set.
@@ -225,6 +221,24 @@ impl Supervisor {
                 self.shared.desk.mailbox.notify();
             }
         }
+    }
+
+    /// Tells whoever watches what the flow has decided, if it is something new.
+    fn publish_flow(&mut self) {
+        let flow = FlowPicture {
+            max_in_flight: self.flow.max_in_flight(),
+            paused: self.flow.is_paused(),
+            backoff_level: self.flow.backoff_level(),
+            backoff_until: self.flow.backoff_until(),
+        };
+        let mut changed = false;
+        for (id, known) in &self.links {
+            changed |= known.link.set_decided(self.flow.rdy(*id), self.flow.pause_reason(*id));
+        }
+        self.state.send_if_modified(|state| {
+            changed |= std::mem::replace(&mut state.flow, flow) != flow;
+            changed
+        });
     }
 
     fn handle_discovered(&mut self, changes: Changes) {
@@ -236,18 +250,19 @@ impl Supervisor {
                 self.remove_node(&address);
             }
         }
+        self.publish_discovery();
+    }
+
+    pub(super) fn publish_discovery(&mut self) {
         let Some(discovery) = &self.discovery else { return };
-        let lookups = discovery.lookupd_facts();
-        let lookups = lookups
-            .into_iter()
-            .map(|facts| (Arc::clone(&facts.address), facts.failure().cloned()))
-            .collect();
+        let (lookupds, discovered) = (discovery.lookupd_facts(), discovery.nsqd_facts());
         self.state.send_modify(|state| {
-            state.lookups = lookups;
+            state.lookupds = lookupds;
+            state.discovered = discovered;
         });
     }
 
-    fn add_node(&mut self, address: Arc<str>) {
+    pub(super) fn add_node(&mut self, address: Arc<str>) {
         if self.nodes.contains_key(&address) {
             return;
         }
@@ -265,7 +280,7 @@ impl Supervisor {
     }
 
     /// Leaves an nsqd: it sends nothing more, what it has in flight is still answered, and then the connection closes.
-    fn remove_node(&mut self, address: &Arc<str>) {
+    pub(super) fn remove_node(&mut self, address: &Arc<str>) {
         let Some(leave) = self.nodes.remove(address) else {
             return;
         };

@@ -36,9 +36,13 @@ pub(crate) struct LookupdFacts {
 
 impl LookupdFacts {
     pub(super) fn new(address: Arc<str>) -> Self {
+        Self::with_status(address, Status::NeverAsked)
+    }
+
+    pub(crate) fn with_status(address: Arc<str>, status: Status) -> Self {
         Self {
             address,
-            status: Status::NeverAsked,
+            status,
             answered_at: None,
             topic_known: true,
             announced: 0,
@@ -50,6 +54,10 @@ impl LookupdFacts {
         }
     }
 
+    pub(crate) fn is_answering(&self) -> bool {
+        matches!(self.status, Status::Answering { .. })
+    }
+
     /// Why it does not answer.
     pub(crate) fn failure(&self) -> Option<&Error> {
         match &self.status {
@@ -59,7 +67,6 @@ impl LookupdFacts {
     }
 
     /// The same for users, with ages in place of times.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
     pub(crate) fn stats(&self, now: Instant) -> LookupdStats {
         let age = |then: Instant| now.saturating_duration_since(then);
         LookupdStats {
@@ -145,7 +152,6 @@ pub struct NsqdDiscovered {
 
 /// An nsqd that was found through nsqlookupd.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
 pub(crate) struct NsqdFacts {
     pub(crate) address: Arc<str>,
     pub(crate) announced_by: Arc<str>,
@@ -154,7 +160,6 @@ pub(crate) struct NsqdFacts {
 
 impl NsqdFacts {
     /// The same for users, with an age in place of the time.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
     pub(crate) fn stats(&self, now: Instant) -> NsqdDiscovered {
         NsqdDiscovered {
             address: Arc::clone(&self.address),

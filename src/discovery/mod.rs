@@ -15,7 +15,6 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::facts::NsqdFacts;
 use self::question::{Nsqds, Topics};
 use self::rounds::Rounds;
 use crate::config::LookupdConfig;
@@ -23,6 +22,9 @@ use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::transport::Connector;
 
+#[cfg(test)]
+pub(crate) use self::facts::Status;
+pub(crate) use self::facts::{LookupdFacts, NsqdFacts};
 pub use self::facts::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub(crate) use self::question::Hooks;
 pub(crate) use self::view::Changes;
@@ -127,7 +129,6 @@ impl Discovery {
     }
 
     /// The nsqds that were found, sorted, and where they were found.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
     pub(crate) fn nsqd_facts(&self) -> Vec<NsqdFacts> {
         let announcements = self.view().announcements();
         announcements

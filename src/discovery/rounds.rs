@@ -137,7 +137,6 @@ impl<Q: Question> Rounds<Q> {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if this is no address.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
     pub(crate) fn remove_lookupd(&mut self, address: &str) -> Result<bool> {
         let address = LookupdTarget::name(address)?;
         if !self.view.remove_lookupd(&address) {

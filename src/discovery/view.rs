@@ -161,7 +161,6 @@ impl<T: Ord + Clone> View<T> {
     }
 
     /// Forgets an nsqlookupd and what it announced. False if it is not there.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
     pub(crate) fn remove_lookupd(&mut self, address: &str) -> bool {
         let before = self.lookupds.len();
         self.lookupds.retain(|lookupd| **lookupd.address() != *address);
@@ -187,7 +186,6 @@ impl<T: Ord + Clone> View<T> {
     }
 
     /// Each item with the nsqlookupd that announces it or was the last to do so, and since when nobody does.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the consumer's state and controls"))]
     pub(crate) fn announcements(&self) -> impl Iterator<Item = (&T, &Arc<str>, Option<Instant>)> {
         self.nodes
             .iter()

@@ -25,4 +25,5 @@ mod link;
 mod random;
 mod rdy;
 mod shutdown;
+mod state;
 mod stuck;

@@ -472,6 +472,15 @@ impl Flow {
         self.redistribute_at = wanted.then(|| self.redistribute_at.map_or(next, |at| at.min(next)));
     }
 
+    /// What may be in flight, but for a pause.
+    pub(crate) fn max_in_flight(&self) -> u32 {
+        self.options.max_in_flight
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// What may be in flight as things are.
     fn limit(&self) -> u32 {
         if self.paused { 0 } else { self.options.max_in_flight }
