@@ -11,8 +11,8 @@ use async_nsq::test_server::{self, AuthServer, Lookupd, LookupdBuilder, Nsqd, Ns
 use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
 use async_nsq::{
     BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
-    Culprit, Error, ErrorKind, HandlerError, Message, PauseReason, Producer, ProducerBuilder, ProducerReport, Step,
-    Topic, protocol,
+    Culprit, Error, ErrorKind, HandlerError, LookupdConfig, LookupdStats, LookupdStatus, Message, NsqdDiscovered,
+    PauseReason, Producer, ProducerBuilder, ProducerReport, Step, Topic, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
@@ -39,6 +39,10 @@ fn public_types_are_send_sync_and_debug() {
     cloned::<ConsumerStats>();
     cloned::<ConnectionStats>();
     cloned::<ConnectionConfig>();
+    cloned::<LookupdConfig>();
+    cloned::<(LookupdStats, LookupdStatus, NsqdDiscovered)>();
+    #[cfg(feature = "tls")]
+    cloned::<(async_nsq::TlsConfig, async_nsq::DangerousTls)>();
     cloned::<PauseReason>();
     cloned::<Topic>();
     cloned::<Channel>();

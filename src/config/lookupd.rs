@@ -357,6 +357,16 @@ mod tests {
         }
     }
 
+    #[cfg(all(feature = "tls", not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))))]
+    #[test]
+    fn n3_https_without_cryptography_is_an_error_that_names_the_ways_out() {
+        let error = LookupdConfig::new("https://lookupd").resolve().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        for part in ["tls-ring", "tls-aws-lc-rs", "CryptoProvider", "TlsConfig::rustls"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
     #[cfg(not(feature = "tls"))]
     #[test]
     fn n3_https_in_a_build_without_tls_names_the_feature() {
@@ -374,7 +384,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
     #[test]
     fn lesson_64_tls_settings_that_cannot_work_are_told_before_anything_is_asked() {
         let folder = tempfile::tempdir().unwrap();
@@ -398,7 +408,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
     fn rustls_with_no_roots() -> tokio_rustls::rustls::ClientConfig {
         use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
         ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))

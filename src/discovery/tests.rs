@@ -561,7 +561,6 @@ async fn options_and_addresses_are_checked_before_anything_is_asked() {
     assert_eq!(kind(&["a:4161"], default()), None);
     assert_eq!(kind(&[], default()), None, "the first may come later");
     assert_eq!(kind(&["a:4161", "b"], default()), Some(ErrorKind::Invalid));
-    assert_eq!(kind(&["https://a:4161"], default()), Some(ErrorKind::Unsupported));
     for poll_interval in [Duration::ZERO, Duration::MAX] {
         let options = DiscoveryOptions {
             poll_interval,

@@ -18,7 +18,7 @@ mod answers;
 mod backoff;
 mod by_hand;
 mod discovery;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
 mod discovery_tls;
 mod endings;
 mod link;

@@ -309,6 +309,64 @@ proptest! {
     }
 
     #[test]
+    fn n5_lookupds_that_come_and_go_drop_nothing_before_its_time(
+        history in vec((0u8..4, 0usize..3, vec(said(), 3), 0u32..40), 1..80)
+    ) {
+        let (mut view, mut now) = (view(0), Instant::now());
+        // What each nsqlookupd that is there said last.
+        let mut last_good = [None::<u8>; 3];
+        let mut missing = [None::<(Instant, u32)>; 8];
+        for (what, index, said, seconds) in history {
+            let address = lookupd_address(index);
+            match what {
+                0 => {
+                    prop_assert_eq!(view.add_lookupd(&address), last_good[index].is_none());
+                    last_good[index].get_or_insert(0);
+                    continue;
+                }
+                1 => {
+                    prop_assert_eq!(view.remove_lookupd(&address), last_good[index].take().is_some());
+                    continue;
+                }
+                _ => now += seconds * SECOND,
+            }
+            let there: Vec<usize> = (0..3).filter(|&index| last_good[index].is_some()).collect();
+            for (index, &said) in said.iter().enumerate() {
+                // Those that are not there may have been asked before they went.
+                view.handle_answer(&lookupd_address(index), to_answer(said), now);
+                if let (Some(last), Some(said)) = (&mut last_good[index], said) {
+                    *last = said;
+                }
+            }
+            let union = last_good.iter().flatten().fold(0, |union, bits| union | bits);
+            let clean = !there.is_empty() && there.iter().all(|&index| said[index].is_some());
+            for (bit, missing) in missing.iter_mut().enumerate() {
+                if union >> bit & 1 == 1 {
+                    *missing = None;
+                } else if clean {
+                    let (since, rounds) = missing.unwrap_or((now, 0));
+                    *missing = Some((since, rounds + 1));
+                }
+            }
+            let changes = view.poll_round_finished(now);
+            prop_assert_eq!(view.last_round_clean(), clean);
+            let after: BTreeSet<_> = view.items().cloned().collect();
+            prop_assert!(addresses_of(union).is_subset(&after));
+            let long_missing: BTreeSet<_> = (0..8u8)
+                .filter(|&bit| missing[usize::from(bit)]
+                    .is_some_and(|(since, rounds)| rounds >= 3 && now - since >= 30 * SECOND))
+                .flat_map(|bit| addresses_of(1 << bit))
+                .collect();
+            prop_assert!(clean || changes.removed.is_empty());
+            prop_assert!(changes.removed.iter().all(|address| long_missing.contains(address)));
+            prop_assert!(!clean || after.is_disjoint(&long_missing), "kept for too long");
+            for lookupd in view.lookupds() {
+                prop_assert!(lookupd.facts().announced <= 8);
+            }
+        }
+    }
+
+    #[test]
     fn n4_no_history_exceeds_the_limit(history in vec(vec(said(), 3), 1..30), max_nodes in 1usize..8) {
         let mut view = View::new((0..3).map(lookupd_address), max_nodes, Duration::ZERO);
         let now = Instant::now();
