@@ -17,6 +17,7 @@ mod model;
 mod answers;
 mod backoff;
 mod bad_input;
+mod bad_lookups;
 mod by_hand;
 mod discovery;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
