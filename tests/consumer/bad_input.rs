@@ -270,6 +270,78 @@ async fn n4_a_frame_that_makes_no_sense_costs_at_most_its_connection() {
     }
 }
 
+/// Whatever may stand where an answer of the handshake should, as bytes.
+fn instead_of_answers() -> Vec<(String, Vec<u8>)> {
+    let mut instead = strange_frames();
+    instead.push(("a message".into(), frames(&[message(1)]).to_vec()));
+    instead.push((
+        "a heartbeat and no more".into(),
+        frames(&[Frame::Response(protocol::HEARTBEAT.into())]).to_vec(),
+    ));
+    for json in [
+        "{",
+        "[]",
+        "7",
+        "null",
+        r#"{"max_rdy_count":-1}"#,
+        r#"{"max_rdy_count":0}"#,
+        r#"{"max_rdy_count":18446744073709551616}"#,
+        r#"{"max_rdy_count":"many"}"#,
+        r#"{"msg_timeout":-1,"max_msg_timeout":-1,"version":7}"#,
+        r#"{"tls_v1":true}"#,
+        r#"{"snappy":true,"deflate":true,"deflate_level":-4}"#,
+        r#"{"auth_required":true}"#,
+        r#"{"output_buffer_size":9223372036854775807,"output_buffer_timeout":-9223372036854775808}"#,
+    ] {
+        let frame = Frame::Response(json.into());
+        instead.push((format!("the answer {json}"), frames(&[frame]).to_vec()));
+    }
+    instead
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_anything_instead_of_an_answer_of_the_handshake_costs_at_most_its_connection() {
+    for moment in [Moment::InsteadOfIdentified, Moment::InsteadOfSubscribed] {
+        for (name, bytes) in instead_of_answers() {
+            let mut nsqd = Nsqd::start();
+            let consumer = nsqd.consumer().max_in_flight(10).start(succeed).await.unwrap();
+            let mut peer = nsqd.accept_raw().await;
+            peer.read_identify().await;
+            if moment == Moment::InsteadOfSubscribed {
+                peer.respond(IDENTIFY_ANSWER).await;
+                peer.read_sub().await;
+            }
+            peer.send_bytes(&bytes).await;
+            // Some of it will do for an answer. Such a connection is cut off here.
+            let _goes_on = timeout(10 * SECOND, peer.next()).await;
+            drop(peer);
+            settle().await;
+            let told = consumer.ready(Duration::from_millis(1)).await;
+            assert!(told.is_err(), "{moment:?}, {name}: there is no connection");
+            let again = timeout(10 * SECOND, nsqd.accept()).await;
+            let mut peer = again.unwrap_or_else(|_| panic!("{moment:?}, {name}: it does not connect again"));
+            works(&consumer, &mut peer).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_a_message_before_the_first_rdy_is_a_message() {
+    let mut nsqd = Nsqd::start();
+    let consumer = nsqd.consumer().max_in_flight(10).start(succeed).await.unwrap();
+    let mut peer = nsqd.accept_raw().await;
+    peer.read_identify().await;
+    peer.respond(IDENTIFY_ANSWER).await;
+    peer.read_sub().await;
+    let ok = Frame::Response(protocol::OK.into());
+    peer.send_bytes(&frames(&[ok, message(1), message(2)])).await;
+    let mut finished = 0;
+    while finished < 2 {
+        finished += usize::from(matches!(peer.command().await, Command::Fin(_)));
+    }
+    works(&consumer, &mut peer).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn n4_close_wait_that_nobody_asked_for_closes_nothing() {
     let mut nsqd = Nsqd::start();
