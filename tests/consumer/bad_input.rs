@@ -1,6 +1,6 @@
 //! Whatever an nsqd sends and whenever: never a panic, never a stuck consumer, and the cause can be seen.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nsq::backoff::Off;
@@ -417,6 +417,37 @@ async fn c5_the_requeue_delay_is_bounded_for_every_number_of_attempts() {
     for (attempts, delay_ms) in [(0, 0), (1, 90_000), (10, 900_000), (11, 900_000), (u16::MAX, 900_000)] {
         peer.send_bytes(&frames(&[delivery(1, attempts, "fail")])).await;
         until(&mut peer, req(1, delay_ms)).await;
+    }
+    works(&consumer, &mut peer).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_a_refusal_of_a_megabyte_is_told_in_a_line() {
+    let long = |code: &str| format!("{code} \n{}", "x".repeat(1_000_000));
+    let texts = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&texts);
+    let mut nsqd = Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10);
+    let builder = builder.on_answer_refused(move |refused| heard.lock().unwrap().push(refused.text.clone()));
+    let (consumer, mut peer) = nsqd.consume_with(builder, succeed).await;
+    for _ in 0..100 {
+        peer.error(&long("E_FIN_FAILED")).await;
+    }
+    works(&consumer, &mut peer).await;
+    let texts = std::mem::take(&mut *texts.lock().unwrap());
+    assert_eq!(texts.len(), 100);
+    assert!(texts.iter().all(|text| text.len() < 1000 && !text.contains('\n')));
+    for response in [false, true] {
+        if response {
+            peer.respond(long("OK").as_bytes()).await;
+        } else {
+            peer.error(&long("E_INVALID")).await;
+        }
+        while peer.next().await.is_some() {}
+        settle().await;
+        let told = chain(&consumer.ready(Duration::from_millis(1)).await.unwrap_err());
+        assert!(told.len() < 2000 && !told.contains('\n'), "{told}");
+        peer = nsqd.accept().await;
     }
     works(&consumer, &mut peer).await;
 }
