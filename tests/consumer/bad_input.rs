@@ -169,6 +169,7 @@ async fn c6_an_error_at_any_moment_ends_the_connection_if_it_is_fatal_and_the_co
                 peer = nsqd.accept().await;
             }
             works(&consumer, &mut peer).await;
+            assert_eq!(consumer.stats().refused, u64::from(!fatal), "{moment:?}: {refusal:?}");
             // In its time, and without another connection.
             let again = timeout(SECOND, nsqd.accept_raw()).await;
             assert!(again.is_err(), "{moment:?}: {refusal:?} has cost a connection");

@@ -177,7 +177,7 @@ impl Cluster {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn n5_an_nsqlookupd_may_answer_anything_and_the_nsqd_is_found_afterwards(

@@ -122,6 +122,8 @@ async fn c2_c3_three_nsqds_with_two_messages_in_flight_all_get_their_turn_and_an
     let consumer = Consumer::builder("orders", "billing")
         .lookupd(lookupds[0].http_address().to_string())
         .lookupd(lookupds[1].http_address().to_string())
+        // Messages wait for others' turns here.
+        .connection(ConnectionConfig::new().msg_timeout(Duration::from_secs(600)))
         .max_in_flight(2)
         .concurrency(10)
         .start(move |message: Message| {
@@ -270,8 +272,8 @@ async fn c6_a_handler_slower_than_msg_timeout_costs_a_redelivery_and_nothing_els
     .await;
     assert!(!has_seen(&seen, "slow 1"), "the first delivery is still being handled");
     gate.add_permits(1);
-    eventually("nsqd refuses the late FIN", async || {
-        nsqd.log().contains("E_FIN_FAILED").then_some(())
+    eventually("nsqd refuses the late FIN and the consumer tells so", async || {
+        (nsqd.log().contains("E_FIN_FAILED") && consumer.stats().refused == 1).then_some(())
     })
     .await;
 
