@@ -9,7 +9,7 @@ use async_nsq::{BoxError, Consumer, ConsumerReport, Message};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::scripted::{Nsqd, SECOND, chain, delivery, fin, message, req, succeed, text};
+use crate::scripted::{FIRST, Nsqd, SECOND, chain, delivery, fin, message, req, succeed, text};
 use crate::support::{Command, IDENTIFY_ANSWER, Peer, frames, settle};
 
 /// Every code that nsqd has, as it words them, and what it has not.
@@ -226,11 +226,11 @@ async fn c7_messages_for_a_consumer_that_has_ended_are_not_handled() {
     assert_eq!(peer.expect_close().await, 0);
     let report = ending.await.unwrap();
     assert!(report.is_clean(), "{report:?}");
-    assert_eq!((report.finished, report.returned), (0, 3));
+    assert_eq!((report.finished, report.returned), (FIRST, 3));
     peer.deliver([4, 5]).await;
     peer.heartbeat().await;
     settle().await;
-    assert_eq!(consumer.stats().received, 3);
+    assert_eq!(consumer.stats().received, FIRST + 3);
     assert!(
         timeout(600 * SECOND, nsqd.accept_raw()).await.is_err(),
         "an ended consumer connects no more"
@@ -263,7 +263,7 @@ async fn n4_a_frame_that_makes_no_sense_costs_at_most_its_connection() {
         peer.send_bytes(&[&frames(&[message(1)])[..], &bytes, &frames(&[message(2)])].concat())
             .await;
         while let Ok(Some(_)) = timeout(SECOND, peer.next()).await {}
-        if consumer.stats().received < 2 {
+        if consumer.stats().received < FIRST + 2 {
             let replaced = timeout(SECOND, nsqd.accept()).await;
             peer = replaced.unwrap_or_else(|_| panic!("{name}: it neither goes on nor connects again"));
         }
