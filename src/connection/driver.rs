@@ -253,7 +253,7 @@ impl<R: Role> Driver<R> {
                 }
                 Frame::Response(data) => self.role.handle_response(data)?,
                 Frame::Error(text) => {
-                    let text = String::from_utf8_lossy(&text);
+                    let text = protocol::shown(&text);
                     self.role.handle_error(ErrorCode::of(&text), &text)?;
                 }
             }

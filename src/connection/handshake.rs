@@ -136,7 +136,7 @@ impl Handshake {
                 return Err(Error::new(
                     ErrorKind::Protocol,
                     Step::Subscribe,
-                    format!("the answer is {:?} instead of OK", answer.escape_ascii().to_string()),
+                    format!("the answer is {:?} instead of OK", protocol::shown(&answer)),
                 ));
             }
         }
@@ -172,7 +172,7 @@ impl Handshake {
                         let _reported_by_the_next_read = self.io.write_all(b"NOP\n").await;
                     }
                     Frame::Response(data) => return Ok(data.to_vec()),
-                    Frame::Error(text) => return Err(refusal(step, &String::from_utf8_lossy(&text))),
+                    Frame::Error(text) => return Err(refusal(step, &protocol::shown(&text))),
                     Frame::Message(_) => {
                         return Err(Error::new(
                             ErrorKind::Protocol,

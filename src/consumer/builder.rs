@@ -114,7 +114,11 @@ impl ConsumerBuilder {
     }
 
     /// How many messages may be delivered and not answered, over all connections together. Default: 200 (go-nsq's is
-    /// 1). 0 pauses the consumer.
+    /// 1). With 0 nothing comes until [`Consumer::set_max_in_flight`] raises it.
+    ///
+    /// Each nsqd gets an even share of it as its RDY. A new connection starts with 1 and gets its share with its first
+    /// message; one that has been silent for [`low_rdy_idle_timeout`](Self::low_rdy_idle_timeout) keeps 1, and the others
+    /// use the rest until its next message.
     ///
     /// It bounds the memory that messages take, and what is delivered again if this process dies. More than
     /// `concurrency` keeps handlers busy while answers are on their way.

@@ -183,7 +183,8 @@ impl Consumer {
         self.state.borrow().links.iter().map(|link| link.stats()).collect()
     }
 
-    /// Changes how many messages may be in flight, from now on; 0 pauses the consumer.
+    /// Changes how many messages may be in flight, from now on; with 0 nothing comes. To stop for a while, there is
+    /// [`pause`](Self::pause), which remembers the number.
     ///
     /// How many handlers may run at once stays as it was when the consumer started
     /// ([`concurrency`](ConsumerBuilder::concurrency)).

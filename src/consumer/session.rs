@@ -215,7 +215,7 @@ impl Role for Session {
             Step::Read,
             format!(
                 "the answer {:?} came although nothing was asked",
-                data.escape_ascii().to_string()
+                protocol::shown(&data)
             ),
         ))
     }

@@ -289,7 +289,7 @@ impl Role for PublishRole {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 Step::Read,
-                format!("an answer is {:?} instead of OK", data.escape_ascii().to_string()),
+                format!("an answer is {:?} instead of OK", protocol::shown(&data)),
             ));
         }
         self.resolve(&Ok(()))

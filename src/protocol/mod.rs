@@ -23,6 +23,7 @@ mod lookup;
 mod message;
 mod parse;
 mod secret;
+mod shown;
 
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
@@ -34,6 +35,7 @@ pub use parse::{
     LineTooLong, MAX_LINE_LEN,
 };
 pub use secret::Secret;
+pub(crate) use shown::shown;
 
 /// The four bytes that begin every connection to nsqd: version 2 of the protocol.
 pub const MAGIC: &[u8; 4] = b"  V2";

@@ -16,6 +16,8 @@ mod model;
 
 mod answers;
 mod backoff;
+mod bad_input;
+mod bad_lookups;
 mod by_hand;
 mod discovery;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
@@ -27,3 +29,4 @@ mod rdy;
 mod shutdown;
 mod state;
 mod stuck;
+mod stuck_for_ever;

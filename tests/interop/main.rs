@@ -4,6 +4,7 @@
 
 mod broker;
 mod clients;
+mod consuming;
 mod harness;
 mod identify_again;
 mod mixed;

@@ -128,24 +128,38 @@ pub(super) fn setup(pace: Pace) -> impl Strategy<Value = Setup> {
     })
 }
 
+/// Drawn as numbers and then decoded: a choice of a dozen strategies takes longer to draw than an event to play.
 pub(super) fn event() -> impl Strategy<Value = Event> {
-    let which = || 0..MAX_CONNECTIONS;
-    let outcome = prop_oneof![6 => Just(Success), 1 => Just(Failure), 1 => Just(FailureWithoutBackoff)];
-    prop_oneof![
-        3 => (prop_oneof![3 => Just(2500), 1 => 0..6u32], any::<bool>())
-            .prop_map(|(max_rdy_count, busy)| Event::Connect { max_rdy_count, busy }),
-        2 => which().prop_map(|which| Event::Close { which }),
-        1 => which().prop_map(|which| Event::Closing { which }),
-        10 => which().prop_map(|which| Event::Read { which }),
-        10 => (which(), 1..20usize).prop_map(|(which, count)| Event::Deliver { which, count }),
-        10 => (which(), 1..20usize).prop_map(|(which, count)| Event::Receive { which, count }),
-        15 => (which(), outcome).prop_map(|(which, outcome)| Event::Answer { which, outcome }),
-        1 => Just(Event::Refuse),
-        2 => (which(), 1..20usize).prop_map(|(which, count)| Event::Expire { which, count }),
-        1 => prop_oneof![Just(0), Just(1), 1..30u32].prop_map(Event::SetMaxInFlight),
-        2 => prop_oneof![1 => Just(true), 4 => Just(false)].prop_map(Event::SetPaused),
-        4 => (1..3000u64).prop_map(|ms| Event::Pass { ms }),
-    ]
+    (0..61u32, 0..MAX_CONNECTIONS, 1..20usize, 0..3000u32).prop_map(|(kind, which, count, number)| match kind {
+        0..3 => Event::Connect {
+            max_rdy_count: if number % 8 < 6 { 2500 } else { number / 8 % 6 },
+            busy: number % 2 == 1,
+        },
+        3..13 => Event::Read { which },
+        13..23 => Event::Deliver { which, count },
+        23..33 => Event::Receive { which, count },
+        33..48 => Event::Answer {
+            which,
+            outcome: match number % 8 {
+                0..6 => Success,
+                6 => Failure,
+                _ => FailureWithoutBackoff,
+            },
+        },
+        48..52 => Event::Pass {
+            ms: u64::from(number) + 1,
+        },
+        52..54 => Event::Close { which },
+        54 => Event::Closing { which },
+        55 => Event::Refuse,
+        56..58 => Event::Expire { which, count },
+        58 => Event::SetMaxInFlight(match number % 3 {
+            0 => number / 3 % 30,
+            1 => 1,
+            _ => 0,
+        }),
+        _ => Event::SetPaused(number % 5 == 4),
+    })
 }
 
 /// A test that plays this history with `function`, and says what was wrong with it.

@@ -153,6 +153,8 @@ impl World {
         self.flow.handle_outcome(outcome, self.now);
         let after = (self.flow.backoff_level(), self.flow.backoff_until());
         assert_eq!(wanted, before != after, "wants_outcome lied about {outcome:?}");
+        let stalls = self.flow.in_backoff() && after.1.is_none();
+        assert!(!stalls, "C4: no timer runs after {outcome:?}");
         if wanted {
             self.settled_since = self.now;
             self.write_rdy();
