@@ -1,6 +1,6 @@
 //! Options of a consumer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -397,7 +397,7 @@ impl ConsumerBuilder {
             }),
             flow: Flow::new(self.flow, Box::new(self.backoff), fastrand::u64(..)),
             discovery: Some(discovery),
-            nodes: HashMap::new(),
+            nodes: BTreeMap::new(),
             pinned,
             node_tasks: JoinSet::new(),
             workers,

@@ -63,9 +63,10 @@ impl Supervisor {
     async fn await_handlers(&mut self, until: Instant) {
         while !self.workers.is_empty() || self.shared.desk.holds_any() {
             tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(until) => break,
                 _ended = self.workers.join_next(), if !self.workers.is_empty() => {}
                 () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
-                () = tokio::time::sleep_until(until) => break,
             }
         }
         self.pass_answers_on();
@@ -78,8 +79,9 @@ impl Supervisor {
         let until = Instant::now() + patience.unwrap_or_default().min(LONGEST_PATIENCE);
         while self.shared.desk.holds_any() {
             tokio::select! {
-                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
+                biased;
                 () = tokio::time::sleep_until(until) => break,
+                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
             }
         }
     }

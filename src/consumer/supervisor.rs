@@ -1,6 +1,6 @@
 //! The one task that owns a consumer's connections, discovery and flow.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,7 +24,7 @@ pub(super) struct Supervisor {
     pub(super) flow: Flow,
     pub(super) discovery: Option<Discovery>,
     /// The nsqds by address, each with the way to tell its node to leave.
-    pub(super) nodes: HashMap<Arc<str>, watch::Sender<bool>>,
+    pub(super) nodes: BTreeMap<Arc<str>, watch::Sender<bool>>,
     /// Addresses set by the user, which discovery never removes.
     pub(super) pinned: Vec<Arc<str>>,
     pub(super) node_tasks: JoinSet<()>,
@@ -88,11 +88,13 @@ impl Supervisor {
 
     async fn wait(&mut self) -> Woken {
         let timer = self.flow.poll_timeout().map(Instant::from_std);
+        // In a fixed order, so that a simulation can be repeated, and mail last: it alone may never cease.
         tokio::select! {
-            () = self.shared.desk.mailbox.arrived() => Woken::Mail,
+            biased;
+            control = self.control.recv() => Woken::Control(control),
             () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => Woken::FlowTimer,
             changes = discovered(&mut self.discovery) => Woken::Discovered(changes),
-            control = self.control.recv() => Woken::Control(control),
+            () = self.shared.desk.mailbox.arrived() => Woken::Mail,
         }
     }
 
@@ -366,7 +368,7 @@ mod tests {
             shared: Arc::new(shared),
             flow: Flow::new(FlowOptions::default(), Box::new(Arc::new(Exponential::default())), 7),
             discovery: None,
-            nodes: HashMap::new(),
+            nodes: BTreeMap::new(),
             pinned: Vec::new(),
             node_tasks: JoinSet::new(),
             workers: JoinSet::new(),

@@ -172,6 +172,7 @@ impl ProducerBuilder {
         let (deadlines, mut end) = (Arc::clone(&pipeline), link_seen.clone());
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = deadlines.keep_deadlines() => {}
                 _ = ended(&mut end) => {}
             }

@@ -172,6 +172,7 @@ async fn stopping(phase: &mut watch::Receiver<Phase>) {
 /// Ready once a node without a connection has no reason to make one.
 async fn over(phase: &mut watch::Receiver<Phase>, pipeline: &Pipeline) {
     tokio::select! {
+        biased;
         () = stopping(phase) => {}
         () = pipeline.finished() => {}
     }

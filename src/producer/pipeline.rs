@@ -495,6 +495,7 @@ impl Pipeline {
                 }
             });
             tokio::select! {
+                biased;
                 () = sleep_until(next) => self.expire(Instant::now()),
                 () = earlier => {}
             }

@@ -125,6 +125,7 @@ impl Door {
     pub(super) async fn accept(&self) -> Accepted {
         loop {
             let accepted = tokio::select! {
+                biased;
                 accepted = poll_fn(|cx| self.poll_accept(cx)) => accepted,
                 // The listener is another one: it has to be asked before it wakes anybody.
                 () = self.opened.notified() => continue,

@@ -134,6 +134,7 @@ impl Shared {
             let due = self.change(|state| state.expire(Instant::now()));
             match due {
                 Some(due) => tokio::select! {
+                    biased;
                     () = sleep_until(due) => {}
                     () = self.clock.notified() => {}
                 },

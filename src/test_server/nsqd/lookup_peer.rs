@@ -255,6 +255,7 @@ impl Link {
                 self.connection = None;
             }
             let ping = tokio::select! {
+                biased;
                 _ = ticks.tick() => true,
                 () = self.peer.woken.notified() => false,
             };

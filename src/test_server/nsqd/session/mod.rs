@@ -179,6 +179,7 @@ impl Session {
     async fn read_magic(&mut self) -> Option<bool> {
         while self.wire.input.len() < MAGIC.len() {
             tokio::select! {
+                biased;
                 moved = self.wire.transfer(Some(0), &self.link) => moved.ok()?,
                 // Thawed.
                 () = self.link.wake.notified() => continue,

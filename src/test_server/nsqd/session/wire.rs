@@ -279,6 +279,7 @@ impl Wire {
                 return Ok(());
             }
             tokio::select! {
+                biased;
                 moved = self.transfer(None, link), if has_output => moved?,
                 // Perhaps it is no longer stalled.
                 () = link.wake.notified() => {}
