@@ -187,5 +187,21 @@ mod tests {
         again.refused().await;
         watches.watch(id(4)).refused().await;
         assert!(watches.lock().by_id.is_empty());
+        assert!(!watches.any());
+    }
+
+    #[test]
+    fn c6_what_is_watched_is_counted_and_what_was_told_can_be_asked_for() {
+        let watches = Arc::new(Watches::default());
+        assert!(!watches.any());
+        let (first, second) = (watches.watch(id(1)), watches.watch(id(1)));
+        let other = watches.watch(id(2));
+        assert!(watches.any() && first.told().is_none());
+        watches.refuse(id(1), gone());
+        assert!(first.told().is_some() && second.told().is_some() && other.told().is_none());
+        drop((first, second));
+        assert!(watches.any());
+        drop(other);
+        assert!(!watches.any());
     }
 }

@@ -206,7 +206,8 @@ impl<H: Handler> Worker<H> {
                 shop.desk.counts.handler_timeouts.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
                     nsqd = %grip.link.address, id = %grip.id,
-                    "the handler is stopped and its message requeued: it has taken longer than handler_timeout ({limit:?})"
+                    "the handler is stopped, since it has taken longer than handler_timeout ({limit:?}); its message is requeued \
+                     unless it has answered it or handed it on"
                 );
                 Err(Verdict::PLAIN)
             }
