@@ -328,6 +328,8 @@ pub(super) fn poll_slot<F: Future>(slot: Pin<&mut Option<F>>, cx: &mut Context<'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consumer::flow::ConnectionId;
+    use crate::protocol::{ErrorCode, IdentifyResponse};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -435,5 +437,35 @@ mod tests {
             Vigil::new(Patience::default(), SECOND).due(term, 900 * SECOND),
             Due::Nothing { until: None }
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c5_a_future_that_ends_in_the_moment_its_message_is_lost_has_lost_it_unless_it_has_answered() {
+        for answered in [false, true] {
+            let granted = IdentifyResponse::default();
+            let link = Link::new(ConnectionId(1), Arc::from("nsqd:4150"), &granted, Arc::default());
+            let (link, lease, touched_ms) = (Arc::new(link), Lease::default(), AtomicU32::new(0));
+            let grip = Grip {
+                link: &link,
+                id: MessageId::new(*b"0d1a2b3c4d5e6f70"),
+                delivered_at: Instant::now(),
+                touched_ms: &touched_ms,
+                lease: Some(&lease),
+            };
+            let ending = poll_fn(|_| {
+                if answered {
+                    lease.claim();
+                }
+                let text = "E_TOUCH_FAILED TOUCH 0d1a2b3c4d5e6f70 failed ID not in flight";
+                link.refused(ErrorCode::TouchFailed, text);
+                Poll::Ready(())
+            });
+            let kept = grip.keep(KEPT, pin!(ending)).await;
+            match kept {
+                Ok(()) => assert!(answered),
+                Err(Cut::Lost(error)) => assert!(!answered && error.code() == Some(ErrorCode::TouchFailed)),
+                Err(cut) => panic!("{cut:?}"),
+            }
+        }
     }
 }

@@ -194,11 +194,11 @@ async fn c5_a_message_that_comes_again_on_its_connection_is_handled_once_more_an
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_has_answered_by_hand_goes_on_and_touches_nothing() {
-    let notes = Notes::default();
-    let handler = {
-        let notes = Arc::clone(&notes);
-        move |message: Message| {
-            let notes = Arc::clone(&notes);
+    for refused in [false, true] {
+        let notes = Notes::default();
+        let of_handler = Arc::clone(&notes);
+        let handler = move |message: Message| {
+            let notes = Arc::clone(&of_handler);
             async move {
                 sleep(6 * SECOND).await;
                 message.finish().await?;
@@ -206,19 +206,20 @@ async fn a_handler_that_has_answered_by_hand_goes_on_and_touches_nothing() {
                 note(&notes, "done");
                 Ok::<(), BoxError>(())
             }
+        };
+        let (_nsqd, consumer, mut peer) = keeping(handler).await;
+        peer.deliver([1]).await;
+        assert_eq!(answer(&mut peer).await, touch(1));
+        assert_eq!(answer(&mut peer).await, fin(1));
+        if refused {
+            peer.error(&format!("E_FIN_FAILED FIN {} failed ID not in flight", id(1)))
+                .await;
         }
-    };
-    let (_nsqd, consumer, mut peer) = keeping(handler).await;
-    peer.deliver([1]).await;
-    assert_eq!(answer(&mut peer).await, touch(1));
-    assert_eq!(answer(&mut peer).await, fin(1));
-    // Even if nsqd refuses that.
-    peer.error(&format!("E_FIN_FAILED FIN {} failed ID not in flight", id(1)))
-        .await;
-    expect_no_answer(&mut peer).await;
-    sleep(SECOND).await;
-    assert_eq!(noted(&notes), ["done"]);
-    assert_eq!(consumer.stats().timed_out, 0);
+        expect_no_answer(&mut peer).await;
+        sleep(SECOND).await;
+        assert_eq!(noted(&notes), ["done"]);
+        assert_eq!(consumer.stats().timed_out, 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]
