@@ -65,6 +65,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The producer or consumer is shutting down or has ended.
     Shutdown,
+    /// nsqd has taken a message back, because it was not answered in time.
+    TimedOut,
 }
 
 /// The step at which an [`Error`] occurred.
@@ -196,7 +198,7 @@ impl Error {
     #[must_use]
     pub fn culprit(&self) -> Culprit {
         match self.kind() {
-            ErrorKind::Invalid | ErrorKind::Shutdown | ErrorKind::Unsupported => Culprit::Caller,
+            ErrorKind::Invalid | ErrorKind::Shutdown | ErrorKind::TimedOut | ErrorKind::Unsupported => Culprit::Caller,
             ErrorKind::Rejected | ErrorKind::Protocol => Culprit::Peer,
             ErrorKind::NotSent | ErrorKind::Unknown | ErrorKind::Unreachable | ErrorKind::ConnectionLost => {
                 Culprit::Network

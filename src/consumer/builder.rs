@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Consumer;
+use super::dead_letter::DeadLetters;
 use super::desk::{Desk, Rules};
 use super::flow::{Flow, FlowOptions};
 use super::handler::Handler;
@@ -26,6 +27,7 @@ use crate::config::{ConnectionConfig, LookupdConfig, address};
 use crate::discovery::{Discovery, DiscoveryOptions};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
+use crate::producer::Producer;
 use crate::protocol::LookupProducer;
 
 /// The default of `concurrency` is `max_in_flight`, but not more than this: a worker costs a task.
@@ -69,6 +71,7 @@ pub struct ConsumerBuilder {
     backoff_multiplier: Duration,
     concurrency: Option<u32>,
     rules: Rules,
+    dead_letter: Option<(Producer, Result<Topic>)>,
 }
 
 impl ConsumerBuilder {
@@ -89,6 +92,7 @@ impl ConsumerBuilder {
             backoff_multiplier: Duration::ZERO,
             concurrency: None,
             rules: Rules::default(),
+            dead_letter: None,
         }
     }
 
@@ -136,8 +140,8 @@ impl ConsumerBuilder {
     }
 
     /// How often a message may be delivered before it is given up: on a delivery beyond this the handler is not
-    /// called, but the hook of [`on_give_up`](Self::on_give_up), and the message is finished. Default: 5, as in
-    /// go-nsq. 0 means no limit.
+    /// called, but the hook of [`on_give_up`](Self::on_give_up); the message goes to the topic of
+    /// [`dead_letter`](Self::dead_letter), where there is one, and is finished. Default: 5, as in go-nsq. 0 means no limit.
     pub fn max_attempts(mut self, attempts: u16) -> Self {
         self.rules.max_attempts = attempts;
         self
@@ -162,6 +166,76 @@ impl ConsumerBuilder {
         Fut: Future<Output = ()> + Send + 'static,
     {
         self.rules.give_up = Some(Arc::new(move |message| Box::pin(hook(message))));
+        self
+    }
+
+    /// Publishes each message that is given up to `topic` with this producer, and finishes it only once nsqd has confirmed
+    /// that (`Ok`). The body is unchanged; attempts and timestamp begin anew. Default: none; given up means dropped.
+    ///
+    /// A hook of [`on_give_up`](Self::on_give_up) is called first. If the publish fails in whatever way, the message is
+    /// requeued with the default delay, which counts as a failure, and the reason is logged at `error`; at its next delivery
+    /// the hook is called again. After [`ErrorKind::Unknown`](crate::ErrorKind::Unknown) the topic may get it twice, as it
+    /// does when the publish takes longer than `msg_timeout`: keep
+    /// [`publish_timeout`](crate::ProducerBuilder::publish_timeout) below that, or use [`keep_alive`](Self::keep_alive).
+    ///
+    /// Use another topic than the one consumed, or messages go round for ever. Shut the producer down after the consumer.
+    ///
+    /// ```
+    /// use async_nsq::{BoxError, Consumer, HandlerError, Message, Producer, test_server::Nsqd};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nsqd = Nsqd::start().await?;
+    /// let producer = Producer::connect(nsqd.address()).await?;
+    /// let consumer = Consumer::builder("orders", "billing")
+    ///     .nsqd(nsqd.address())
+    ///     .dead_letter(producer.clone(), "orders.dead")
+    ///     .start(|_: Message| async { Err::<(), BoxError>(HandlerError::give_up().into()) })
+    ///     .await?;
+    /// producer.publish("orders", "hopeless").await?;
+    /// nsqd.wait_for(|stats| stats.topic("orders.dead").is_some_and(|topic| topic.message_count == 1)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn dead_letter<T>(mut self, producer: Producer, topic: T) -> Self
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<Error>,
+    {
+        self.dead_letter = Some((producer, topic.try_into().map_err(Into::into)));
+        self
+    }
+
+    /// Whether messages are kept from timing out while their handlers wait. Default: no, since the official guide for
+    /// clients asks them never to TOUCH by themselves: a handler that hangs for ever would keep its message until nsqd's
+    /// `max-msg-timeout` (15 min by default).
+    ///
+    /// With `true`, a message is touched whenever half of nsqd's `msg_timeout` has passed, from its handler's first wait on.
+    /// Once it is lost all the same, its handler is stopped, so that it does not work on what another consumer is about to
+    /// get: [`Message::lost`](super::Message::lost) resolves, the handler is polled once more, its future is dropped,
+    /// and nothing is answered. That happens when `max-msg-timeout` has passed since the delivery, when nsqd refuses the
+    /// TOUCH or delivers the message again, and when the connection ends. But for the last, it counts in
+    /// [`ConsumerStats::timed_out`](super::ConsumerStats::timed_out) and makes the consumer back off.
+    ///
+    /// Messages that wait for a handler to begin are not touched: do not let `max_in_flight` be much more than
+    /// [`concurrency`](Self::concurrency) if handlers are slow. Neither are those that were
+    /// [taken over](super::Message::take_over): see [`Message::keep_alive_while`](super::Message::keep_alive_while).
+    ///
+    /// Cost: a timer and an entry in a table for each handler that waits, nothing for those that return at once.
+    pub fn keep_alive(mut self, keep_alive: bool) -> Self {
+        self.rules.patience.keep_alive = keep_alive;
+        self
+    }
+
+    /// How long a handler may take, from its first wait on: then its future is dropped at an await point, the message is
+    /// requeued with the default delay, which counts as a failure, and a warning is logged. Default: no limit. Allowed: 1 ms
+    /// to 24 h.
+    ///
+    /// Below nsqd's `msg_timeout`, it turns a handler that hangs into a requeue rather than a duplicate. A handler that
+    /// blocks its thread cannot be stopped. One that has taken its message over or has answered it is stopped as well, and
+    /// the message left to whoever has it.
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.rules.patience.handler_timeout = Some(timeout);
         self
     }
 
@@ -364,8 +438,14 @@ impl ConsumerBuilder {
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
         let concurrency = self.worker_count();
         let discovery = self.new_discovery(&topic, &channel)?;
+        let dead_letters = match self.dead_letter {
+            Some((producer, dead_letter)) => Some(DeadLetters::new(producer, dead_letter?, &topic)),
+            None => None,
+        };
         let inbox = Arc::new(Inbox::new(concurrency));
-        let desk = Arc::new(Desk::new(self.rules));
+        let mut rules = self.rules;
+        rules.dead_letters = dead_letters;
+        let desk = Arc::new(Desk::new(rules));
         let shop = Arc::new(Shop {
             handler,
             lookout: Lookout::new(Arc::clone(&inbox)),
@@ -465,6 +545,8 @@ impl ConsumerBuilder {
         let hour = (Duration::ZERO, 3600 * SECOND, "0 to 1h");
         let turn = (SECOND, 300 * SECOND, "1s to 5min");
         let tick = (Duration::from_millis(1), 5 * SECOND, "1ms to 5s");
+        let day = (Duration::from_millis(1), 86_400 * SECOND, "1ms to 24h");
+        let handler_timeout = self.rules.patience.handler_timeout;
         for (name, value, (least, most, allowed)) in [
             ("default_requeue_delay", self.rules.default_requeue_delay, hour),
             ("max_requeue_delay", self.rules.max_requeue_delay, hour),
@@ -473,6 +555,7 @@ impl ConsumerBuilder {
             ("low_rdy_idle_timeout", self.flow.low_rdy_idle_timeout, turn),
             ("low_rdy_timeout", self.flow.low_rdy_timeout, turn),
             ("rdy_redistribute_interval", self.flow.rdy_redistribute_interval, tick),
+            ("handler_timeout", handler_timeout.unwrap_or(SECOND), day),
         ] {
             if !(least..=most).contains(&value) {
                 return Err(Error::option(name, format_args!("{value:?}"), allowed));

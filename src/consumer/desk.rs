@@ -10,15 +10,17 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::sync::oneshot;
 
+use super::dead_letter::DeadLetters;
 use super::flow::Outcome;
 use super::handler::{BoxError, Verdict};
+use super::keep_alive::Patience;
 use super::link::{Command, Link, Purpose};
 use super::mailbox::{Event, Mailbox};
 use super::message::Message;
 use super::panics::{catch_panic, caught};
 use super::refusal::AnswerRefused;
 use super::state::{Counts, MessageRef};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::MessageId;
 
 /// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
@@ -38,6 +40,8 @@ pub(super) struct Rules {
     pub(super) default_requeue_delay: Duration,
     pub(super) max_requeue_delay: Duration,
     pub(super) give_up: Option<GiveUpHook>,
+    pub(super) dead_letters: Option<DeadLetters>,
+    pub(super) patience: Patience,
     pub(super) answer_refused: Option<RefusedHook>,
 }
 
@@ -49,6 +53,8 @@ impl Default for Rules {
             default_requeue_delay: Duration::from_secs(90),
             max_requeue_delay: Duration::from_secs(15 * 60),
             give_up: None,
+            dead_letters: None,
+            patience: Patience::default(),
             answer_refused: None,
         }
     }
@@ -60,6 +66,11 @@ impl Rules {
         self.default_requeue_delay
             .saturating_mul(u32::from(attempts))
             .min(self.max_requeue_delay)
+    }
+
+    /// Whether a message that is given up is still of use to anybody.
+    pub(super) fn wants_given_up(&self) -> bool {
+        self.give_up.is_some() || self.dead_letters.is_some()
     }
 
     /// Whether a message that was delivered this often is not to be handled any more.
@@ -156,9 +167,10 @@ impl Desk {
         Ok(Some(receiver))
     }
 
-    /// Gives a message up: calls the hook, if there is one, with it. A hook that panics has not dealt with the message,
-    /// so it is to be requeued.
+    /// Gives a message up: calls the hook with it and publishes it to the dead-letter topic, where there are such. A hook
+    /// that panics has not dealt with the message, and neither has a publish that is not confirmed, so it is to be requeued.
     pub(super) async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
+        let body = message.as_ref().map(|message| message.body().clone());
         if let (Some(hook), Some(message)) = (&self.rules.give_up, message) {
             let called = catch_panic(|| {
                 let calling = hook(message);
@@ -172,8 +184,32 @@ impl Desk {
                 return Err(Verdict::PLAIN);
             }
         }
+        if let (Some(dead_letters), Some(body)) = (&self.rules.dead_letters, body) {
+            dead_letters.publish(body).await.map_err(|_logged| Verdict::PLAIN)?;
+        }
         self.counts.given_up.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// nsqd has taken a message back, this long after its delivery, and it was at work still: nothing is to be answered.
+    /// The caller had the right to answer it.
+    pub(super) fn lose(&self, link: &Arc<Link>, id: MessageId, error: &Error, after: Duration) {
+        tracing::warn!(
+            nsqd = %link.address, %id, ?after, msg_timeout = ?link.msg_timeout, max_msg_timeout = ?link.max_msg_timeout,
+            error = error as &dyn std::error::Error, "the message is lost; what handled it is stopped"
+        );
+        if error.kind() == ErrorKind::ConnectionLost {
+            // That is no handler's fault.
+            self.counts.unsent.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.counts.timed_out.fetch_add(1, Ordering::Relaxed);
+        self.mailbox.send(Event::Handled {
+            link: Arc::clone(link),
+            answer: Command::Forget(id),
+            outcome: Outcome::Failure,
+            written: None,
+        });
     }
 
     /// Gives a message back whose handling was stopped in the middle, and keeps it for the report.

@@ -60,7 +60,9 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// # Cancel safety
 /// The future of a handler is dropped at an await point when the deadline of
 /// [`Consumer::shutdown`](crate::Consumer::shutdown) comes near or the consumer is dropped; its message is given back
-/// and delivered again. Nothing else cancels it, not even the loss of the connection.
+/// and delivered again. [`handler_timeout`](crate::ConsumerBuilder::handler_timeout) drops one that takes too long, and
+/// [`keep_alive`](crate::ConsumerBuilder::keep_alive) one whose message is lost. Without these nothing else cancels it, not
+/// even the loss of the connection.
 pub trait Handler: Send + Sync + 'static {
     /// Why a message could not be handled.
     type Error: Into<BoxError>;
@@ -141,7 +143,8 @@ impl HandlerError {
         })
     }
 
-    /// Gives the message up at once: the give-up hook is called and the message finished.
+    /// Gives the message up at once: the give-up hook is called, the message is published to the dead-letter topic, where
+    /// there are such, and finished.
     #[must_use]
     pub fn give_up() -> Self {
         Self::new(Verdict::GiveUp)

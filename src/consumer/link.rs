@@ -37,10 +37,6 @@ pub(super) enum Command {
     },
     Touch(MessageId),
     /// nsqd has taken the message back, so it is in flight no more and nothing is to be written.
-    #[expect(
-        dead_code,
-        reason = "for handlers that are stopped because their message was taken back"
-    )]
     Forget(MessageId),
     Rdy(u32),
     /// Ask nsqd for no more messages.
@@ -203,6 +199,30 @@ impl Link {
     /// Watches a message for nsqd's refusal of an answer to it, and for the connection's end.
     pub(super) fn watch(&self, id: MessageId) -> Watch {
         self.watches.watch(id)
+    }
+
+    /// A message is known to be lost although nsqd has refused nothing: tells whoever watches it.
+    pub(super) fn lose(&self, id: MessageId, error: Error) {
+        self.watches.refuse(id, error);
+    }
+
+    /// nsqd has delivered this message. If somebody is still at work on an earlier delivery of it on this connection, that
+    /// one is lost: to nsqd, only the new one is in flight.
+    #[inline]
+    pub(super) fn handle_delivery(&self, id: MessageId) {
+        if self.watches.any() {
+            self.handle_redelivery(id);
+        }
+    }
+
+    #[cold]
+    fn handle_redelivery(&self, id: MessageId) {
+        let error = Error::new(
+            ErrorKind::TimedOut,
+            Step::Handle,
+            "msg_timeout has passed: nsqd has taken the message back and delivered it again on the same connection",
+        );
+        self.watches.refuse(id, error.at(&self.address));
     }
 
     /// nsqd has refused FIN, REQ or TOUCH.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,7 @@ use super::answering::{Answering, Sent};
 use super::desk::Claim;
 use super::handler::Verdict;
 use super::inbox::Delivery;
+use super::keep_alive::{Cut, Grip, Patience};
 use super::lease::Lease;
 use super::link::{Command, Link};
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -118,9 +120,17 @@ impl Message {
     /// here: nsqd may be earlier by that.
     #[must_use]
     pub fn time_left(&self) -> Duration {
-        let touched = Duration::from_millis(u64::from(self.touched_ms().load(Ordering::Relaxed)));
-        let patience = (touched + self.link.msg_timeout).min(self.link.max_msg_timeout.max(self.link.msg_timeout));
-        patience.saturating_sub(self.delivered_at.elapsed())
+        self.grip().time_left()
+    }
+
+    fn grip(&self) -> Grip<'_> {
+        Grip {
+            link: &self.link,
+            id: self.content.id,
+            delivered_at: self.delivered_at,
+            touched_ms: self.touched_ms(),
+            lease: None,
+        }
     }
 
     fn touched_ms(&self) -> &AtomicU32 {
@@ -140,15 +150,59 @@ impl Message {
     /// is gone: nsqd will deliver it again whatever this handler does.
     /// [`ErrorKind::NotSent`](crate::ErrorKind::NotSent) if thousands of touches wait already.
     pub fn touch(&self) -> Result<()> {
-        self.link.send(Command::Touch(self.content.id))?;
-        let since = u32::try_from(self.delivered_at.elapsed().as_millis()).unwrap_or(u32::MAX);
-        self.touched_ms().store(since, Ordering::Relaxed);
-        Ok(())
+        self.grip().touch()
+    }
+
+    /// Runs a future and touches the message meanwhile, whenever half of nsqd's `msg_timeout` has passed, so that nsqd does
+    /// not take it back: for work that may take longer than that. If the message is lost all the same, the future is
+    /// dropped.
+    ///
+    /// For a handler as a whole, [`ConsumerBuilder::keep_alive`](super::ConsumerBuilder::keep_alive) does this; for messages
+    /// that were [taken over](Self::take_over), nobody does but this.
+    ///
+    /// ```
+    /// use async_nsq::{BoxError, Message};
+    ///
+    /// async fn import(message: Message) -> Result<(), BoxError> {
+    ///     let message = message.take_over();
+    ///     message.keep_alive_while(load(message.body())).await??;
+    ///     message.finish().await?;
+    ///     Ok(())
+    /// }
+    /// # async fn load(_: &[u8]) -> Result<(), BoxError> { Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The message is lost, and nothing answers it any more: [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) once nsqd's
+    /// `max-msg-timeout` has passed since the delivery or the message has come again,
+    /// [`ErrorKind::Rejected`](crate::ErrorKind::Rejected) if nsqd has refused the TOUCH,
+    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the connection has ended. In each case nsqd delivers
+    /// the message again. The first two count in the statistics as timed out and make the consumer back off.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the given one and ends the touches; the message stays as it is.
+    pub async fn keep_alive_while<F: Future>(&self, future: F) -> Result<F::Output> {
+        let patience = Patience {
+            keep_alive: true,
+            handler_timeout: None,
+        };
+        match self.grip().keep(patience, pin!(future)).await {
+            Ok(output) => Ok(output),
+            Err(Cut::Lost(error)) => {
+                if self.claim() {
+                    let after = self.delivered_at.elapsed();
+                    self.link.desk.lose(&self.link, self.content.id, &error, after);
+                }
+                Err(error)
+            }
+            Err(Cut::TimedOut(_)) => unreachable!("there is no timeout"),
+        }
     }
 
     /// Resolves once this message is known to be lost to this consumer, with the reason: nsqd has refused a FIN, REQ or
-    /// TOUCH of it because its `msg_timeout` had passed, or the connection has ended. In both cases nsqd delivers it
-    /// again, here or elsewhere. As long as neither happens, it waits.
+    /// TOUCH of it because its `msg_timeout` had passed, the connection has ended, or the message has come again on the same
+    /// connection. Where it is kept alive, also once nsqd's `max-msg-timeout` has passed. In each case nsqd delivers it
+    /// again, here or elsewhere. As long as nothing of this happens, it waits.
     ///
     /// The future borrows nothing and may outlive the message.
     pub fn lost(&self) -> impl Future<Output = Error> + Send + use<> {
@@ -257,7 +311,8 @@ impl Message {
         }
     }
 
-    /// Gives the message up: the consumer's give-up hook is called with it, and it is finished.
+    /// Gives the message up: the consumer's give-up hook is called with it, it is published to the dead-letter topic, where
+    /// there are such, and it is finished. If the hook panics or the publish is not confirmed, it is requeued.
     ///
     /// # Errors
     /// As [`finish`](Self::finish).
@@ -266,7 +321,12 @@ impl Message {
     /// Dropping the future before it is done drops the message, which requeues it.
     pub async fn give_up(self) -> Result<()> {
         let message = self.take_over();
-        let verdict = message.link.desk.give_up(Some(message.copy())).await;
+        let giving_up = message.link.desk.give_up(Some(message.copy()));
+        let verdict = if message.link.desk.rules.patience.keep_alive {
+            message.keep_alive_while(giving_up).await?
+        } else {
+            giving_up.await
+        };
         message.answer(verdict).await
     }
 
@@ -281,12 +341,18 @@ impl Message {
         }
     }
 
-    fn answer(mut self, verdict: Result<(), Verdict>) -> Answering {
-        let good = match std::mem::replace(&mut self.duty, Duty::Answered) {
+    /// Whether the caller is the one to answer it; nobody else is then.
+    fn claim(&self) -> bool {
+        match &self.duty {
             Duty::Handler(lease) => lease.claim(),
-            Duty::Owned(claim) => self.link.desk.release(claim),
+            Duty::Owned(claim) => self.link.desk.release(*claim),
             Duty::Answered => false,
-        };
+        }
+    }
+
+    fn answer(mut self, verdict: Result<(), Verdict>) -> Answering {
+        let good = self.claim();
+        self.duty = Duty::Answered;
         if !good {
             return Answering::failed(self.no_longer_ours());
         }
@@ -308,7 +374,8 @@ impl Message {
             Ok(()) => Error::new(
                 ErrorKind::Shutdown,
                 Step::Handle,
-                "the message is answered already: by its handler's result, or the consumer has given it back at its end",
+                "the message is answered already: by its handler's result; or the consumer has given it back at its end, or \
+                 nsqd has taken it back",
             )
             .at(&self.link.address),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -38,6 +39,8 @@ pub(super) fn refused_id(text: &str) -> Option<MessageId> {
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     watched: Mutex<Watched>,
+    /// How many messages are in it, for whoever would ask for each message: a hint.
+    count: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +68,7 @@ impl Watches {
                 }
             },
         };
+        self.count.store(watched.by_id.len(), Ordering::Relaxed);
         drop(watched);
         Watch {
             watches: Arc::clone(self),
@@ -75,10 +79,19 @@ impl Watches {
 
     /// Tells whoever watches this message.
     pub(super) fn refuse(&self, id: MessageId, error: Error) {
-        let sender = self.lock().by_id.remove(&id);
+        let mut watched = self.lock();
+        let sender = watched.by_id.remove(&id);
+        self.count.store(watched.by_id.len(), Ordering::Relaxed);
+        drop(watched);
         if let Some(sender) = sender {
             sender.send_replace(Some(error));
         }
+    }
+
+    /// Whether any message is watched.
+    #[inline]
+    pub(super) fn any(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
     }
 
     /// The connection has ended, and with it nsqd's patience for all that it has delivered.
@@ -86,6 +99,7 @@ impl Watches {
         let mut watched = self.lock();
         watched.ended = Some(error.clone());
         let senders = std::mem::take(&mut watched.by_id);
+        self.count.store(0, Ordering::Relaxed);
         drop(watched);
         for sender in senders.into_values() {
             sender.send_replace(Some(error.clone()));
@@ -109,6 +123,11 @@ impl Watch {
             Err(_) => gone(),
         }
     }
+
+    /// What [`refused`](Self::refused) has resolved or would resolve to by now.
+    pub(super) fn told(&self) -> Option<Error> {
+        self.seen.borrow().clone()
+    }
 }
 
 impl Drop for Watch {
@@ -122,6 +141,7 @@ impl Drop for Watch {
                 entry.remove();
             }
         }
+        self.watches.count.store(watched.by_id.len(), Ordering::Relaxed);
     }
 }
 
@@ -167,5 +187,21 @@ mod tests {
         again.refused().await;
         watches.watch(id(4)).refused().await;
         assert!(watches.lock().by_id.is_empty());
+        assert!(!watches.any());
+    }
+
+    #[test]
+    fn c6_what_is_watched_is_counted_and_what_was_told_can_be_asked_for() {
+        let watches = Arc::new(Watches::default());
+        assert!(!watches.any());
+        let (first, second) = (watches.watch(id(1)), watches.watch(id(1)));
+        let other = watches.watch(id(2));
+        assert!(watches.any() && first.told().is_none());
+        watches.refuse(id(1), gone());
+        assert!(first.told().is_some() && second.told().is_some() && other.told().is_none());
+        drop((first, second));
+        assert!(watches.any());
+        drop(other);
+        assert!(!watches.any());
     }
 }

@@ -66,7 +66,7 @@ struct Leaving {
     finished: u32,
     requeued: u32,
     returned: u32,
-    /// All answers, and what needed none.
+    /// All answers.
     answered: u32,
 }
 
@@ -122,6 +122,7 @@ impl Session {
     fn encode(&mut self, buffer: &mut WriteBuffer) {
         let out = buffer.bytes();
         let mut leaving = Leaving::default();
+        let mut forgotten = 0;
         for command in self.commands.drain(..) {
             match command {
                 Command::Finish(id) => {
@@ -136,7 +137,7 @@ impl Session {
                     command::req(out, &id, delay_ms);
                 }
                 Command::Touch(id) => command::touch(out, &id),
-                Command::Forget(_) => leaving.answered += 1,
+                Command::Forget(_) => forgotten += 1,
                 Command::Rdy(count) => {
                     self.largest_rdy = self.largest_rdy.max(count);
                     command::rdy(out, count);
@@ -155,7 +156,9 @@ impl Session {
         self.waiting.extend(self.asking.drain(..).map(|written| (end, written)));
         if leaving.answered > 0 {
             self.leaving_answers.push_back(Leaving { end, ..leaving });
-            self.in_flight = self.in_flight.saturating_sub(leaving.answered);
+        }
+        if leaving.answered + forgotten > 0 {
+            self.in_flight = self.in_flight.saturating_sub(leaving.answered + forgotten);
             self.link.set_in_flight(self.in_flight, self.received);
         }
     }
@@ -230,6 +233,7 @@ impl Role for Session {
 
     #[inline]
     fn handle_message(&mut self, message: Message) -> Result<()> {
+        self.link.handle_delivery(message.id);
         self.in_flight += 1;
         if self.in_flight > self.largest_rdy.saturating_mul(OVERRUN).saturating_add(OVERRUN_SLACK) {
             return Err(Error::new(

@@ -177,6 +177,8 @@ impl Supervisor {
             requeued: counts.requeued.load(Ordering::Relaxed),
             given_up: counts.given_up.load(Ordering::Relaxed),
             returned: counts.returned.load(Ordering::Relaxed),
+            timed_out: counts.timed_out.load(Ordering::Relaxed),
+            handler_timeouts: counts.handler_timeouts.load(Ordering::Relaxed),
             refused: counts.refused.load(Ordering::Relaxed),
             unsent: counts.unsent.load(Ordering::Relaxed),
             abandoned: self.abandoned(),

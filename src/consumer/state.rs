@@ -60,6 +60,8 @@ impl State {
             finished: count(&counts.finished),
             requeued: count(&counts.requeued),
             given_up: count(&counts.given_up),
+            timed_out: count(&counts.timed_out),
+            handler_timeouts: count(&counts.handler_timeouts),
             refused: count(&counts.refused),
             unsent: count(&counts.unsent),
             max_in_flight: self.flow.max_in_flight,
@@ -140,6 +142,9 @@ pub(super) struct Counts {
     pub(super) given_up: AtomicU64,
     /// Given back without being begun.
     pub(super) returned: AtomicU64,
+    /// Lost while they were handled, so that their handlers were stopped.
+    pub(super) timed_out: AtomicU64,
+    pub(super) handler_timeouts: AtomicU64,
     /// Answers that nsqd has refused.
     pub(super) refused: AtomicU64,
     /// Answers that were lost with their connections.
@@ -162,9 +167,15 @@ pub struct ConsumerStats {
     pub requeued: u64,
     /// Messages given up.
     pub given_up: u64,
-    /// Answers that nsqd has refused, because they came after `msg_timeout`.
+    /// Messages that nsqd has taken back and whose handlers were stopped for that, under
+    /// [`keep_alive`](super::ConsumerBuilder::keep_alive). Nothing was answered.
+    pub timed_out: u64,
+    /// Handlers that were stopped by [`handler_timeout`](super::ConsumerBuilder::handler_timeout); their messages count
+    /// as requeued, too.
+    pub handler_timeouts: u64,
+    /// Answers that nsqd has refused, because they came after `msg_timeout`, touches included.
     pub refused: u64,
-    /// Answers that were lost with their connections.
+    /// Answers that were lost with their connections, and messages whose handlers were stopped because of that.
     pub unsent: u64,
     /// What `max_in_flight` is now.
     pub max_in_flight: u32,
@@ -205,9 +216,14 @@ pub struct ConsumerReport {
     pub given_up: u64,
     /// Messages given back at the end without a handler having begun.
     pub returned: u64,
+    /// Messages that nsqd has taken back and whose handlers were stopped for that: it has delivered them again.
+    pub timed_out: u64,
+    /// Handlers that were stopped because they took longer than `handler_timeout`; their messages count as requeued, too.
+    pub handler_timeouts: u64,
     /// Answers that nsqd has refused, because they came after `msg_timeout`: it has delivered those messages again.
     pub refused: u64,
-    /// Answers that were lost with their connections: nsqd delivers those messages again.
+    /// Answers that were lost with their connections, and messages whose handlers were stopped because of that: nsqd
+    /// delivers those messages again.
     pub unsent: u64,
     /// Messages whose handlers were stopped by the deadline, or still run because they cannot be stopped, and those that
     /// somebody held and had not answered by then. They are given back; nsqd delivers them again.

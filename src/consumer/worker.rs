@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::answers::Answer;
 use super::desk::Desk;
 use super::handler::{BoxError, Handler, Verdict};
 use super::inbox::{Delivery, Inbox, Next, Pace, Take};
+use super::keep_alive::{Cut, Grip, Patience, poll_slot};
 use super::lease::Lease;
 use super::link::Link;
 use super::lookout::Lookout;
@@ -136,22 +138,19 @@ impl<H: Handler> Worker<H> {
         let (id, attempts) = (delivery.message.id, delivery.message.attempts);
         let duty = Duty::new(&link, id, &lease);
         // Kept for the hook, which may be needed after the handler has taken the message.
-        let kept = shop.desk.rules.give_up.is_some().then(|| delivery.clone());
+        let kept = shop.desk.rules.wants_given_up().then(|| delivery.clone());
+        let grip = Grip {
+            link: &link,
+            id,
+            delivered_at: delivery.delivered_at,
+            touched_ms: &lease.touched_ms,
+            lease: Some(&lease),
+        };
         let verdict = if shop.desk.rules.is_exceeded_by(attempts) {
             Err(Verdict::GiveUp)
         } else {
             let message = Message::of_handler(delivery, Arc::clone(&lease));
-            let mut handling = pin!(catch_panic(|| shop.handler.handle(message)));
-            let first = poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await;
-            let result = match first {
-                Poll::Ready(result) => result,
-                Poll::Pending => {
-                    *pace = Pace::Waited;
-                    shop.inbox.give_back(self.number);
-                    self.watched(handling).await
-                }
-            };
-            judge(result, &link, id)
+            self.run_handler(message, grip, pace).await
         };
         if duty.is_taken_over() {
             return None;
@@ -162,7 +161,11 @@ impl<H: Handler> Worker<H> {
                 shop.inbox.give_back(self.number);
                 tracing::warn!(nsqd = %link.address, %id, attempts, "message is given up");
                 let message = kept.map(|kept| Message::of_handler(kept, Arc::clone(&lease)));
-                self.watched(pin!(shop.desk.give_up(message))).await
+                let giving_up = pin!(Some(shop.desk.give_up(message)));
+                let patience = shop.desk.rules.patience.without_timeout();
+                // What is cut off has lost its message, and so is not to answer.
+                let given_up = self.attended(giving_up, patience, grip).await;
+                given_up.unwrap_or(Err(Verdict::PLAIN))
             }
             verdict => verdict,
         };
@@ -182,6 +185,35 @@ impl<H: Handler> Worker<H> {
         None
     }
 
+    /// Runs the handler, within what its patience allows.
+    async fn run_handler(&self, message: Message, grip: Grip<'_>, pace: &mut Pace) -> Result<(), Verdict> {
+        let shop = &*self.shop;
+        let mut handling = pin!(Some(catch_panic(|| shop.handler.handle(message))));
+        let first = poll_fn(|cx| Poll::Ready(poll_slot(handling.as_mut(), cx)));
+        let result = match first.await {
+            Poll::Ready(result) => Ok(result),
+            Poll::Pending => {
+                *pace = Pace::Waited;
+                shop.inbox.give_back(self.number);
+                self.attended(handling, shop.desk.rules.patience, grip).await
+            }
+        };
+        match result {
+            Ok(result) => judge(result, grip.link, grip.id),
+            // It is answered already, by nothing.
+            Err(Cut::Lost(_)) => Err(Verdict::PLAIN),
+            Err(Cut::TimedOut(limit)) => {
+                shop.desk.counts.handler_timeouts.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    nsqd = %grip.link.address, id = %grip.id,
+                    "the handler is stopped, since it has taken longer than handler_timeout ({limit:?}); its message is requeued \
+                     unless it has answered it or handed it on"
+                );
+                Err(Verdict::PLAIN)
+            }
+        }
+    }
+
     /// The lease of the message before, if nobody has kept that message.
     fn new_lease(&mut self) -> Arc<Lease> {
         match Arc::get_mut(&mut self.lease) {
@@ -193,6 +225,21 @@ impl<H: Handler> Worker<H> {
 }
 
 impl<H> Worker<H> {
+    /// Runs what may block its thread and may be cut off.
+    async fn attended<F: Future>(
+        &self,
+        mut slot: Pin<&mut Option<F>>,
+        patience: Patience,
+        grip: Grip<'_>,
+    ) -> Result<F::Output, Cut> {
+        if patience.is_unlimited() {
+            let running = poll_fn(|cx| poll_slot(slot.as_mut(), cx));
+            return Ok(self.watched(pin!(running)).await);
+        }
+        // In a box, so that workers without any of this are not the larger for it.
+        self.watched(Box::pin(grip.attend(patience, slot)).as_mut()).await
+    }
+
     /// Runs what may block its thread whenever it is polled.
     async fn watched<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
         poll_fn(|cx| {

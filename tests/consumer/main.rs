@@ -19,10 +19,12 @@ mod backoff;
 mod bad_input;
 mod bad_lookups;
 mod by_hand;
+mod dead_letter;
 mod discovery;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
 mod discovery_tls;
 mod endings;
+mod keep_alive;
 mod link;
 mod random;
 mod rdy;

@@ -7,6 +7,7 @@ mod clients;
 mod consuming;
 mod harness;
 mod identify_again;
+mod keep_alive;
 mod mixed;
 mod publishing;
 mod topology;

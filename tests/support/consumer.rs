@@ -47,6 +47,10 @@ impl Nsqd {
         self.network
     }
 
+    pub fn network(&self) -> &MemoryNetwork {
+        &self.network
+    }
+
     pub fn connection(&self) -> ConnectionConfig {
         ConnectionConfig::new().connector(self.network.connector())
     }
