@@ -10,9 +10,10 @@ use async_nsq::backoff::{Exponential, FullJitter, Off};
 use async_nsq::test_server::{self, AuthServer, Lookupd, LookupdBuilder, Nsqd, NsqdBuilder};
 use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
 use async_nsq::{
-    BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
-    Culprit, Error, ErrorKind, HandlerError, LookupdConfig, LookupdStats, LookupdStatus, Message, NsqdDiscovered,
-    PauseReason, Producer, ProducerBuilder, ProducerReport, Step, Topic, protocol,
+    BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerGroup,
+    ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, Error, ErrorKind, GroupReport, GroupStats,
+    HandlerError, LookupdConfig, LookupdStats, LookupdStatus, MemberId, MemberReport, MemberStats, Message,
+    NsqdDiscovered, PauseReason, Producer, ProducerBuilder, ProducerReport, Step, Topic, TopicPattern, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
@@ -36,6 +37,15 @@ fn public_types_are_send_sync_and_debug() {
     cloned::<ProducerReport>();
     cloned::<ConsumerBuilder>();
     cloned::<ConsumerReport>();
+    shared::<(ConsumerGroup, ConsumerGroupBuilder)>();
+    cloned::<(
+        GroupReport,
+        GroupStats,
+        MemberReport,
+        MemberStats,
+        MemberId,
+        TopicPattern,
+    )>();
     cloned::<ConsumerStats>();
     cloned::<ConnectionStats>();
     cloned::<ConnectionConfig>();

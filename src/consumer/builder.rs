@@ -13,6 +13,7 @@ use super::Consumer;
 use super::dead_letter::DeadLetters;
 use super::desk::{Desk, Rules};
 use super::flow::{Flow, FlowOptions};
+use super::group::Ration;
 use super::handler::Handler;
 use super::inbox::Inbox;
 use super::lookout::Lookout;
@@ -24,7 +25,7 @@ use super::supervisor::Supervisor;
 use super::worker::{Shop, Worker};
 use crate::backoff::{Backoff, Exponential};
 use crate::config::{ConnectionConfig, LookupdConfig, address};
-use crate::discovery::{Discovery, DiscoveryOptions};
+use crate::discovery::{Discovery, DiscoveryOptions, TopicWatch};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::producer::Producer;
@@ -430,10 +431,42 @@ impl ConsumerBuilder {
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn start<H: Handler>(self, handler: H) -> Result<Consumer> {
-        self.spawn(handler)
+        self.spawn(handler, None)
     }
 
-    fn spawn<H: Handler>(self, handler: H) -> Result<Consumer> {
+    /// Starts as a member of a group, which says how many messages may be in flight.
+    pub(super) fn start_rationed<H: Handler>(self, handler: H, ration: Arc<Ration>) -> Result<Consumer> {
+        self.spawn(handler, Some(ration))
+    }
+
+    /// The same options for another topic.
+    pub(super) fn for_topic(&self, topic: Topic) -> Self {
+        Self {
+            topic: Ok(topic),
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn own_max_in_flight(&self) -> u32 {
+        self.flow.max_in_flight
+    }
+
+    /// Which topics there are, by the same nsqlookupds; checks all options.
+    pub(super) fn topic_watch(&self) -> Result<TopicWatch> {
+        if self.lookupds.is_empty() {
+            return Err(Error::option("lookupd", "not set", "an address, to ask for topics"));
+        }
+        self.validate()?;
+        TopicWatch::watch(
+            &self.lookupds,
+            Arc::clone(&self.connection.connector),
+            &self.discovery,
+            TopicWatch::MAX_TOPICS,
+            fastrand::u64(..),
+        )
+    }
+
+    fn spawn<H: Handler>(self, handler: H, ration: Option<Arc<Ration>>) -> Result<Consumer> {
         let pinned = self.validate()?;
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
         let concurrency = self.worker_count();
@@ -476,6 +509,7 @@ impl ConsumerBuilder {
                 next_id: AtomicU64::new(0),
             }),
             flow: Flow::new(self.flow, Box::new(self.backoff), fastrand::u64(..)),
+            ration,
             discovery: Some(discovery),
             nodes: BTreeMap::new(),
             pinned,

@@ -16,6 +16,7 @@ mod dead_letter;
 mod desk;
 mod flow;
 mod follow;
+mod group;
 mod handler;
 mod inbox;
 mod keep_alive;
@@ -48,6 +49,9 @@ use self::control::Control;
 use self::desk::Desk;
 pub use self::flow::PauseReason;
 pub use self::follow::ConsumerWatch;
+pub use self::group::{
+    ConsumerGroup, ConsumerGroupBuilder, GroupReport, GroupStats, MemberId, MemberReport, MemberStats, TopicPattern,
+};
 pub use self::handler::{BoxError, Handler, HandlerError};
 pub use self::message::Message;
 pub use self::refusal::AnswerRefused;

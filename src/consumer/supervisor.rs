@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::control::{Control, End};
 use super::flow::{ConnectionId, Flow, Outcome, RdyChange};
+use super::group::Ration;
 use super::link::{Command, Link, Written};
 use super::mailbox::Event;
 use super::node::{self, Node};
@@ -22,6 +23,8 @@ use crate::protocol::ErrorCode;
 pub(super) struct Supervisor {
     pub(super) shared: Arc<node::Shared>,
     pub(super) flow: Flow,
+    /// Where a group says how many messages may be in flight, if this consumer is one of its members.
+    pub(super) ration: Option<Arc<Ration>>,
     pub(super) discovery: Option<Discovery>,
     /// The nsqds by address, each with the way to tell its node to leave.
     pub(super) nodes: BTreeMap<Arc<str>, watch::Sender<bool>>,
@@ -207,15 +210,26 @@ impl Supervisor {
     /// Tells the flow what connections have in flight, and connections when to speak up about it.
     fn look_around(&mut self) {
         let now = Instant::now().into_std();
+        if let Some(allowance) = self.ration.as_ref().and_then(|ration| ration.take()) {
+            self.flow.set_max_in_flight(allowance, now);
+        }
+        let mut messages = false;
         for (id, known) in &mut self.links {
-            let received = known.link.received();
+            let (received, in_flight) = (known.link.received(), known.link.in_flight());
             let news = received != std::mem::replace(&mut known.received, received);
-            self.flow.handle_in_flight(*id, known.link.in_flight(), news, now);
+            self.flow.handle_in_flight(*id, in_flight, news, now);
+            messages |= news || in_flight > 0;
         }
         self.write_rdy(None);
         self.publish_flow();
+        let mut first_wanted = false;
+        if let Some(ration) = &self.ration {
+            ration.report(self.flow.charge(), messages);
+            first_wanted = ration.wants_first();
+        }
         for (id, known) in &self.links {
             let (below, above) = (self.flow.notify_below(*id), self.flow.notify_above(*id));
+            let above = if first_wanted { Some(0) } else { above };
             known.link.notify_at(below, above);
             // It may have changed before the marks were set.
             let in_flight = known.link.in_flight();
@@ -235,7 +249,9 @@ impl Supervisor {
         };
         let mut changed = false;
         for (id, known) in &self.links {
-            changed |= known.link.set_decided(self.flow.rdy(*id), self.flow.pause_reason(*id));
+            let reason = self.flow.pause_reason(*id);
+            let reason = reason.map(|reason| self.ration.as_ref().map_or(reason, |ration| ration.explain(reason)));
+            changed |= known.link.set_decided(self.flow.rdy(*id), reason);
         }
         self.state.send_if_modified(|state| {
             changed |= std::mem::replace(&mut state.flow, flow) != flow;
@@ -367,6 +383,7 @@ mod tests {
         Supervisor {
             shared: Arc::new(shared),
             flow: Flow::new(FlowOptions::default(), Box::new(Arc::new(Exponential::default())), 7),
+            ration: None,
             discovery: None,
             nodes: BTreeMap::new(),
             pinned: Vec::new(),

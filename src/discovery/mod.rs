@@ -142,16 +142,8 @@ impl Discovery {
 }
 
 /// Keeps knowing which topics there are. A topic that no nsqlookupd lists any more is dropped by the rule for nsqds.
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "for consuming all topics that match a pattern")
-)]
 pub(crate) type TopicWatch = Rounds<Topics>;
 
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "for consuming all topics that match a pattern")
-)]
 impl TopicWatch {
     /// How many topics are accepted by default.
     pub(crate) const MAX_TOPICS: usize = 10_000;

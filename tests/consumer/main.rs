@@ -24,6 +24,7 @@ mod discovery;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
 mod discovery_tls;
 mod endings;
+mod group;
 mod keep_alive;
 mod link;
 mod random;

@@ -334,6 +334,11 @@ impl Flow {
         })
     }
 
+    /// The sum of max(RDY, in flight): what is used of `max_in_flight`, and what may still come.
+    pub(crate) fn charge(&self) -> u32 {
+        rdy::total_charge(&self.connections)
+    }
+
     /// By how much the sum of max(RDY, in flight) is above `max_in_flight`: what nsqd sent before it read a lowered
     /// RDY, or sent again. It is worked off before any RDY rises.
     #[cfg(test)]
