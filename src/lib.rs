@@ -90,8 +90,9 @@ pub use config::{ConnectionConfig, LookupdConfig};
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use config::{DangerousTls, TlsConfig};
 pub use consumer::{
-    AnswerRefused, Answering, BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
-    ConsumerWatch, Handler, HandlerError, Message, MessageRef, NsqdStats, PauseReason,
+    AnswerRefused, Answering, BatchHandler, BatchOptions, BatchOutcome, BoxError, ConnectionStats, Consumer,
+    ConsumerBuilder, ConsumerReport, ConsumerStats, ConsumerWatch, DuplicateStore, DuplicateWindow, Handler,
+    HandlerError, Message, MessageRef, MessageStream, NsqdStats, PauseReason, StoreFuture,
 };
 pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};

@@ -10,9 +10,10 @@ use async_nsq::backoff::{Exponential, FullJitter, Off};
 use async_nsq::test_server::{self, AuthServer, Lookupd, LookupdBuilder, Nsqd, NsqdBuilder};
 use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
 use async_nsq::{
-    BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerReport, ConsumerStats,
-    Culprit, Error, ErrorKind, HandlerError, LookupdConfig, LookupdStats, LookupdStatus, Message, NsqdDiscovered,
-    PauseReason, Producer, ProducerBuilder, ProducerReport, Step, Topic, protocol,
+    BatchOptions, BatchOutcome, BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder,
+    ConsumerReport, ConsumerStats, Culprit, DuplicateWindow, Error, ErrorKind, HandlerError, LookupdConfig,
+    LookupdStats, LookupdStatus, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder,
+    ProducerReport, Step, Topic, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
@@ -24,6 +25,9 @@ fn sent<F: Future + Send>(_: &F) {}
 fn public_types_are_send_sync_and_debug() {
     shared::<Consumer>();
     shared::<Message>();
+    shared::<MessageStream>();
+    shared::<BatchOutcome>();
+    cloned::<(BatchOptions, DuplicateWindow)>();
     shared::<Nsqd>();
     shared::<NsqdBuilder>();
     shared::<Lookupd>();
@@ -78,6 +82,9 @@ async fn futures_can_be_spawned() {
     let handler = |_: Message| async { Ok::<(), BoxError>(()) };
     let builder = Consumer::builder("t", "c").nsqd(nsqd.address());
     sent(&builder.clone().start(handler));
+    sent(&builder.clone().stream());
+    let batches = |_: Vec<Message>| async { Ok::<(), BoxError>(()) };
+    sent(&builder.clone().start_batches(BatchOptions::new(), batches));
     let consumer = builder.start(handler).await.unwrap();
     sent(&consumer.ready(Duration::ZERO));
     sent(&consumer.set_max_in_flight(1));
