@@ -90,9 +90,10 @@ pub use config::{ConnectionConfig, LookupdConfig};
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use config::{DangerousTls, TlsConfig};
 pub use consumer::{
-    AnswerRefused, Answering, BoxError, ConnectionStats, Consumer, ConsumerBuilder, ConsumerGroup,
-    ConsumerGroupBuilder, ConsumerReport, ConsumerStats, ConsumerWatch, GroupReport, GroupStats, Handler, HandlerError,
-    MemberId, MemberReport, MemberStats, Message, MessageRef, NsqdStats, PauseReason, TopicPattern,
+    AnswerRefused, Answering, BatchHandler, BatchOptions, BatchOutcome, BoxError, ConnectionStats, Consumer,
+    ConsumerBuilder, ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, ConsumerWatch, DuplicateStore,
+    DuplicateWindow, GroupReport, GroupStats, Handler, HandlerError, MemberId, MemberReport, MemberStats, Message,
+    MessageRef, MessageStream, NsqdStats, PauseReason, StoreFuture, TopicPattern,
 };
 pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};

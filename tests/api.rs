@@ -10,10 +10,11 @@ use async_nsq::backoff::{Exponential, FullJitter, Off};
 use async_nsq::test_server::{self, AuthServer, Lookupd, LookupdBuilder, Nsqd, NsqdBuilder};
 use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
 use async_nsq::{
-    BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder, ConsumerGroup,
-    ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, Error, ErrorKind, GroupReport, GroupStats,
-    HandlerError, LookupdConfig, LookupdStats, LookupdStatus, MemberId, MemberReport, MemberStats, Message,
-    NsqdDiscovered, PauseReason, Producer, ProducerBuilder, ProducerReport, Step, Topic, TopicPattern, protocol,
+    BatchOptions, BatchOutcome, BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder,
+    ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, DuplicateWindow, Error, ErrorKind,
+    GroupReport, GroupStats, HandlerError, LookupdConfig, LookupdStats, LookupdStatus, MemberId, MemberReport,
+    MemberStats, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder, ProducerReport, Step,
+    Topic, TopicPattern, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
@@ -25,6 +26,9 @@ fn sent<F: Future + Send>(_: &F) {}
 fn public_types_are_send_sync_and_debug() {
     shared::<Consumer>();
     shared::<Message>();
+    shared::<MessageStream>();
+    shared::<BatchOutcome>();
+    cloned::<(BatchOptions, DuplicateWindow)>();
     shared::<Nsqd>();
     shared::<NsqdBuilder>();
     shared::<Lookupd>();
@@ -88,6 +92,9 @@ async fn futures_can_be_spawned() {
     let handler = |_: Message| async { Ok::<(), BoxError>(()) };
     let builder = Consumer::builder("t", "c").nsqd(nsqd.address());
     sent(&builder.clone().start(handler));
+    sent(&builder.clone().stream());
+    let batches = |_: Vec<Message>| async { Ok::<(), BoxError>(()) };
+    sent(&builder.clone().start_batches(BatchOptions::new(), batches));
     let consumer = builder.start(handler).await.unwrap();
     sent(&consumer.ready(Duration::ZERO));
     sent(&consumer.set_max_in_flight(1));

@@ -62,6 +62,10 @@ enum Party {
     Raw,
     /// The crate on nsqd.
     Ours,
+    /// The same, taking messages from a stream.
+    Stream,
+    /// The same, handling batches of 100.
+    Batches,
     /// The raw loop on the test broker.
     RawOnTestBroker,
 }
@@ -71,6 +75,8 @@ impl Party {
         match self {
             Self::Raw => "raw",
             Self::Ours => "async-nsq",
+            Self::Stream => "stream",
+            Self::Batches => "batches",
             Self::RawOnTestBroker => "raw, test broker",
         }
     }
@@ -78,6 +84,9 @@ impl Party {
 
 /// The crate next to the least that any client could do.
 const CLIENTS: &[Party] = &[Party::Raw, Party::Ours];
+
+/// The ways to take messages, likewise.
+const CONSUMERS: &[Party] = &[Party::Raw, Party::Ours, Party::Stream, Party::Batches];
 
 /// The test broker next to nsqd.
 const BROKERS: &[Party] = &[Party::Raw, Party::RawOnTestBroker];
@@ -173,11 +182,12 @@ const SCENARIOS: [Scenario; 13] = [
         Work::Consume { max_in_flight: 100 },
         300_000,
     ),
-    scenario(
-        "consume, max_in_flight 2500",
-        Work::Consume { max_in_flight: 2500 },
-        500_000,
-    ),
+    Scenario {
+        name: "consume, max_in_flight 2500",
+        parties: CONSUMERS,
+        work: Work::Consume { max_in_flight: 2500 },
+        messages: 500_000,
+    },
 ];
 
 const fn scenario(name: &'static str, work: Work, messages: u64) -> Scenario {
@@ -264,13 +274,13 @@ fn measure(runtime: &Runtime, nsqd: &Nsqd, party: Party, scenario: &Scenario, me
             let calls = messages / batch as u64;
             match party {
                 Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, calls, batch, in_flight),
-                Party::Ours => runtime.block_on(ours::publish(address, &topics, calls, batch, in_flight)),
+                _ => runtime.block_on(ours::publish(address, &topics, calls, batch, in_flight)),
             }
         }
         Work::Spread { topics: count, callers } => match party {
             // To a socket that sends one PUB per message it makes no difference which topic each names.
             Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, messages, 1, callers),
-            Party::Ours => {
+            _ => {
                 topics = (0..count).map(|number| format!("{topic}-{number}")).collect();
                 runtime.block_on(ours::publish(address, &topics, messages, 1, callers))
             }
@@ -280,6 +290,8 @@ fn measure(runtime: &Runtime, nsqd: &Nsqd, party: Party, scenario: &Scenario, me
             match party {
                 Party::Raw | Party::RawOnTestBroker => raw::consume(address, &topic, messages, max_in_flight),
                 Party::Ours => runtime.block_on(ours::consume(address, &topic, messages, max_in_flight)),
+                Party::Stream => runtime.block_on(ours::consume_stream(address, &topic, messages, max_in_flight)),
+                Party::Batches => runtime.block_on(ours::consume_batches(address, &topic, messages, max_in_flight)),
             }
         }
     };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_nsq::{Consumer, Message, Producer, Topic};
+use async_nsq::{BatchOptions, Consumer, Message, Producer, Topic};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -69,6 +69,49 @@ pub(crate) async fn consume(address: SocketAddr, topic: &str, messages: u64, max
         .max_in_flight(max_in_flight)
         .start(move |_: Message| {
             shared.count(messages);
+            async { Ok::<(), Infallible>(()) }
+        })
+        .await?;
+    let span = counter.reached().await;
+    consumer.shutdown(DEADLINE).await;
+    Ok(span)
+}
+
+/// The same with a stream, each message finished by hand.
+pub(crate) async fn consume_stream(
+    address: SocketAddr,
+    topic: &str,
+    messages: u64,
+    max_in_flight: u32,
+) -> Result<Span> {
+    let builder = Consumer::builder(topic, "bench").nsqd(address.to_string());
+    let mut stream = builder.max_in_flight(max_in_flight).stream().await?;
+    let counter = Counter::default();
+    while counter.span.get().is_none() {
+        let Some(message) = stream.next().await else { break };
+        counter.count(messages);
+        drop(message.finish());
+    }
+    let span = counter.reached().await;
+    stream.shutdown(DEADLINE).await;
+    Ok(span)
+}
+
+/// The same in batches of 100, one at a time.
+pub(crate) async fn consume_batches(
+    address: SocketAddr,
+    topic: &str,
+    messages: u64,
+    max_in_flight: u32,
+) -> Result<Span> {
+    let counter = Arc::new(Counter::default());
+    let shared = Arc::clone(&counter);
+    let consumer = Consumer::builder(topic, "bench")
+        .nsqd(address.to_string())
+        .max_in_flight(max_in_flight)
+        .concurrency(1)
+        .start_batches(BatchOptions::new(), move |batch: Vec<Message>| {
+            batch.iter().for_each(|_| shared.count(messages));
             async { Ok::<(), Infallible>(()) }
         })
         .await?;

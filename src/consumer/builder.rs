@@ -10,8 +10,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Consumer;
+use super::batch::{BatchHandler, BatchOptions, Batcher, Hall};
 use super::dead_letter::DeadLetters;
 use super::desk::{Desk, Rules};
+use super::duplicates::{DuplicateWindow, Duplicates};
 use super::flow::{Flow, FlowOptions};
 use super::group::Ration;
 use super::handler::Handler;
@@ -20,7 +22,9 @@ use super::lookout::Lookout;
 use super::message::Message;
 use super::node;
 use super::refusal::AnswerRefused;
+use super::source::Source;
 use super::state::{FlowPicture, State};
+use super::stream::MessageStream;
 use super::supervisor::Supervisor;
 use super::worker::{Shop, Worker};
 use crate::backoff::{Backoff, Exponential};
@@ -73,6 +77,7 @@ pub struct ConsumerBuilder {
     concurrency: Option<u32>,
     rules: Rules,
     dead_letter: Option<(Producer, Result<Topic>)>,
+    duplicates: Option<DuplicateWindow>,
 }
 
 impl ConsumerBuilder {
@@ -94,6 +99,7 @@ impl ConsumerBuilder {
             concurrency: None,
             rules: Rules::default(),
             dead_letter: None,
+            duplicates: None,
         }
     }
 
@@ -416,6 +422,22 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Finishes a message whose key was finished before, instead of handling it again. Default: off.
+    ///
+    /// NSQ delivers again whatever it has not heard a FIN of: one lost with a connection, or too late. This saves handlers
+    /// from most of that; it makes publishing to several nsqds at once usable
+    /// ([`DuplicateWindow::key`]). It is no promise of *exactly once*: a process that dies forgets a window
+    /// in memory, and one that dies between handling and recording has not recorded.
+    ///
+    /// A key is recorded before its FIN is sent: when the handler has returned `Ok`, when the message is finished by hand,
+    /// or when it was given up. A message that comes while another of the same key is being handled waits, unhandled and in
+    /// flight: if that one is finished, so is this one; if not, this one is handled. Both are counted in
+    /// [`ConsumerStats::duplicates`](super::ConsumerStats::duplicates).
+    pub fn skip_duplicates(mut self, window: DuplicateWindow) -> Self {
+        self.duplicates = Some(window);
+        self
+    }
+
     /// Starts consuming with this handler and keeps doing so until [`Consumer::shutdown`].
     ///
     /// It does not wait for a connection, so a service can start before its nsqds: see [`Consumer::ready`].
@@ -431,12 +453,12 @@ impl ConsumerBuilder {
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn start<H: Handler>(self, handler: H) -> Result<Consumer> {
-        self.spawn(handler, None)
+        self.start_with(handler, None)
     }
 
     /// Starts as a member of a group, which says how many messages may be in flight.
     pub(super) fn start_rationed<H: Handler>(self, handler: H, ration: Arc<Ration>) -> Result<Consumer> {
-        self.spawn(handler, Some(ration))
+        self.start_with(handler, Some(ration))
     }
 
     /// The same options for another topic.
@@ -466,29 +488,114 @@ impl ConsumerBuilder {
         )
     }
 
-    fn spawn<H: Handler>(self, handler: H, ration: Option<Arc<Ration>>) -> Result<Consumer> {
+    fn start_with<H: Handler>(self, handler: H, ration: Option<Arc<Ration>>) -> Result<Consumer> {
+        let concurrency = self.worker_count();
+        let hired = self.spawn(concurrency, ration, |inbox, desk, _| {
+            let shop = Arc::new(Shop {
+                handler,
+                lookout: Lookout::new(Arc::clone(inbox)),
+                inbox: Arc::clone(inbox),
+                desk: Arc::clone(desk),
+            });
+            let workers = (0..concurrency).map(|number| Worker::new(number, Arc::clone(&shop)).run());
+            (workers.collect(), ())
+        });
+        hired.map(|(consumer, ())| consumer)
+    }
+
+    /// Starts consuming with a handler of several messages at once, and keeps doing so until [`Consumer::shutdown`].
+    ///
+    /// Up to `concurrency` batches are handled at once. A batch that is not full when the consumer is shut down is given
+    /// back unhandled.
+    ///
+    /// ```
+    /// use async_nsq::{BatchOptions, BoxError, Consumer, Message, test_server::Nsqd};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nsqd = Nsqd::start().await?;
+    /// let consumer = Consumer::builder("orders", "billing")
+    ///     .nsqd(nsqd.address())
+    ///     .max_in_flight(1000)
+    ///     .concurrency(2)
+    ///     .start_batches(BatchOptions::new().size(500), |batch: Vec<Message>| async move {
+    ///         println!("storing {} orders at once", batch.len());
+    ///         Ok::<(), BoxError>(())
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for an option of `options` out
+    /// of range.
+    ///
+    /// # Cancel safety
+    /// Dropping the future starts nothing.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn start_batches<H: BatchHandler>(self, options: BatchOptions, handler: H) -> Result<Consumer> {
+        options.validate()?;
+        let concurrency = self.worker_count();
+        let hired = self.spawn(concurrency, None, |inbox, desk, state| {
+            let hall = Arc::new(Hall {
+                handler,
+                options,
+                inbox: Arc::clone(inbox),
+                desk: Arc::clone(desk),
+                lookout: Lookout::new(Arc::clone(inbox)),
+                state: state.clone(),
+                turn: tokio::sync::Mutex::new(Source::new(Arc::clone(inbox), Arc::clone(desk))),
+            });
+            let batchers = (0..concurrency).map(|number| Batcher::new(number, Arc::clone(&hall)).run());
+            (batchers.collect(), ())
+        });
+        hired.map(|(consumer, ())| consumer)
+    }
+
+    /// Starts consuming, with the messages as a stream instead of a handler, until [`MessageStream::shutdown`] or until the
+    /// stream is dropped. Options about handlers, such as `concurrency`, mean nothing to it.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    /// Dropping the future starts nothing.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn stream(self) -> Result<MessageStream> {
+        let nobody = Vec::<std::future::Ready<()>>::new;
+        let (consumer, source) = self.spawn(1, None, |inbox, desk, _| {
+            (nobody(), Source::new(Arc::clone(inbox), Arc::clone(desk)))
+        })?;
+        Ok(MessageStream::new(source, consumer))
+    }
+
+    /// Starts everything but those who take messages, whom `hire` brings: at most so many workers at once.
+    fn spawn<F, T>(
+        self,
+        workers: usize,
+        ration: Option<Arc<Ration>>,
+        hire: impl FnOnce(&Arc<Inbox>, &Arc<Desk>, &watch::Receiver<State>) -> (Vec<F>, T),
+    ) -> Result<(Consumer, T)>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let pinned = self.validate()?;
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
-        let concurrency = self.worker_count();
         let discovery = self.new_discovery(&topic, &channel)?;
         let dead_letters = match self.dead_letter {
             Some((producer, dead_letter)) => Some(DeadLetters::new(producer, dead_letter?, &topic)),
             None => None,
         };
-        let inbox = Arc::new(Inbox::new(concurrency));
+        let inbox = Arc::new(Inbox::new(workers));
         let mut rules = self.rules;
         rules.dead_letters = dead_letters;
-        let desk = Arc::new(Desk::new(rules));
-        let shop = Arc::new(Shop {
-            handler,
-            lookout: Lookout::new(Arc::clone(&inbox)),
-            inbox: Arc::clone(&inbox),
-            desk: Arc::clone(&desk),
-        });
-        let mut workers = JoinSet::new();
-        for number in 0..concurrency {
-            workers.spawn(Worker::new(number, Arc::clone(&shop)).run());
-        }
+        let duplicates = self.duplicates.map(|window| Duplicates::new(window, &topic, &channel));
+        let desk = Arc::new(Desk::new(rules, duplicates));
         let (control_sender, control) = mpsc::channel(16);
         let (state, state_seen) = watch::channel(State {
             nodes: pinned.iter().cloned().collect(),
@@ -499,6 +606,8 @@ impl ConsumerBuilder {
             },
             ..State::default()
         });
+        let (hired, hirer) = hire(&inbox, &desk, &state_seen);
+        let workers = hired.into_iter().collect::<JoinSet<()>>();
         let supervisor = Supervisor {
             shared: Arc::new(node::Shared {
                 config: self.connection.for_consumer(self.flow.max_in_flight),
@@ -522,13 +631,14 @@ impl ConsumerBuilder {
             state,
         };
         tokio::spawn(supervisor.run());
-        Ok(Consumer {
+        let consumer = Consumer {
             topic,
             channel,
             control: control_sender,
             state: state_seen,
             desk,
-        })
+        };
+        Ok((consumer, hirer))
     }
 
     fn worker_count(&self) -> usize {

@@ -11,6 +11,7 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::dead_letter::DeadLetters;
+use super::duplicates::Duplicates;
 use super::flow::Outcome;
 use super::handler::{BoxError, Verdict};
 use super::keep_alive::Patience;
@@ -85,6 +86,8 @@ pub(super) struct Desk {
     pub(super) mailbox: Mailbox,
     pub(super) counts: Counts,
     pub(super) rules: Rules,
+    /// Recognises messages that were finished before, if the user wants that.
+    pub(super) duplicates: Option<Arc<Duplicates>>,
     /// Whether the flow wants to hear of successes: only while it backs off.
     pub(super) reports_success: AtomicBool,
     /// The messages that are answered by hand, and are not yet.
@@ -115,9 +118,10 @@ pub(super) struct Claim {
 }
 
 impl Desk {
-    pub(super) fn new(rules: Rules) -> Self {
+    pub(super) fn new(rules: Rules, duplicates: Option<Arc<Duplicates>>) -> Self {
         Self {
             rules,
+            duplicates,
             ..Self::default()
         }
     }

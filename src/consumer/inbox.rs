@@ -203,6 +203,11 @@ impl Inbox {
         Next::Message(delivery)
     }
 
+    /// Takes the next message of a worker's group, for somebody who has no handler that is to be watched.
+    pub(super) fn pop(&self, worker: usize) -> Option<Delivery> {
+        self.groups[worker].lock().messages.pop_front()
+    }
+
     /// The handler of `worker` has to wait, or takes long: its answers leave, the rest of its group goes back to the
     /// front of the inbox, and another worker is woken for what is there.
     pub(super) fn give_back(&self, worker: usize) {

@@ -355,6 +355,12 @@ impl Link {
         self.received.load(Ordering::SeqCst)
     }
 
+    /// Whether nsqd sends nothing more until something is answered or RDY is raised.
+    pub(super) fn is_saturated(&self) -> bool {
+        let (rdy, _) = *self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        self.in_flight() >= rdy
+    }
+
     /// For whoever asks: what the flow has decided. Returns whether it is something new.
     pub(super) fn set_decided(&self, rdy: u32, paused: Option<PauseReason>) -> bool {
         let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);

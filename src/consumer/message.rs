@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answering::{Answering, Sent};
 use super::desk::Claim;
+use super::duplicates::Ticket;
 use super::handler::Verdict;
 use super::inbox::Delivery;
 use super::keep_alive::{Cut, Grip, Patience};
@@ -40,6 +42,8 @@ pub struct Message {
     duty: Duty,
     /// When it was last touched, in milliseconds after the delivery. For a handler's message, the lease has it.
     touched_ms: AtomicU32,
+    /// Keeps other deliveries of the same message away, if duplicates are to be skipped.
+    ticket: Option<Arc<Ticket>>,
 }
 
 /// Who is to answer a message.
@@ -55,13 +59,29 @@ enum Duty {
 impl Message {
     /// A message that a handler's result answers.
     pub(super) fn of_handler(delivery: Delivery, lease: Arc<Lease>) -> Self {
+        Self::new(delivery, Duty::Handler(lease), None)
+    }
+
+    /// A message that whoever gets it answers.
+    pub(super) fn owned(delivery: Delivery, ticket: Option<Arc<Ticket>>) -> Self {
+        let claim = delivery.link.desk.hold(&delivery.link, delivery.message.id);
+        Self::new(delivery, Duty::Owned(claim), ticket)
+    }
+
+    fn new(delivery: Delivery, duty: Duty, ticket: Option<Arc<Ticket>>) -> Self {
         Self {
             content: delivery.message,
             link: delivery.link,
             delivered_at: delivery.delivered_at,
-            duty: Duty::Handler(lease),
+            duty,
             touched_ms: AtomicU32::new(0),
+            ticket,
         }
+    }
+
+    pub(super) fn with_ticket(mut self, ticket: Option<Arc<Ticket>>) -> Self {
+        self.ticket = ticket;
+        self
     }
 
     /// What was published.
@@ -338,7 +358,33 @@ impl Message {
             delivered_at: self.delivered_at,
             duty: Duty::Answered,
             touched_ms: AtomicU32::new(self.touched_ms().load(Ordering::Relaxed)),
+            ticket: None,
         }
+    }
+
+    fn answer(self, verdict: Result<(), Verdict>) -> Answering {
+        let ticket = self.ticket.as_ref().filter(|_| verdict.is_ok());
+        match ticket.and_then(|ticket| Some((ticket.runtime().clone(), ticket.record()?))) {
+            None => self.answer_now(verdict),
+            Some((runtime, recording)) => {
+                let message = self.take_over();
+                let (written, told) = oneshot::channel();
+                runtime.spawn(async move {
+                    recording.await;
+                    // Who has stopped waiting need not be told.
+                    let _nobody_waits = written.send(message.answer_now(verdict).await);
+                });
+                Answering::new(Sent::Told(told))
+            }
+        }
+    }
+
+    fn answer_now(mut self, verdict: Result<(), Verdict>) -> Answering {
+        let ticket = self.ticket.take();
+        let finished = verdict.is_ok();
+        let answering = self.settle(verdict);
+        ticket.iter().for_each(|ticket| ticket.end(finished));
+        answering
     }
 
     /// Whether the caller is the one to answer it; nobody else is then.
@@ -350,7 +396,7 @@ impl Message {
         }
     }
 
-    fn answer(mut self, verdict: Result<(), Verdict>) -> Answering {
+    fn settle(&mut self, verdict: Result<(), Verdict>) -> Answering {
         let good = self.claim();
         self.duty = Duty::Answered;
         if !good {

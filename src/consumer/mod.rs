@@ -10,10 +10,12 @@
 
 mod answering;
 mod answers;
+mod batch;
 mod builder;
 mod control;
 mod dead_letter;
 mod desk;
+mod duplicates;
 mod flow;
 mod follow;
 mod group;
@@ -31,7 +33,9 @@ mod ready;
 mod refusal;
 mod session;
 mod shutdown;
+mod source;
 mod state;
+mod stream;
 mod supervisor;
 
 mod worker;
@@ -44,9 +48,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 pub use self::answering::Answering;
+pub use self::batch::{BatchHandler, BatchOptions, BatchOutcome};
 pub use self::builder::ConsumerBuilder;
 use self::control::Control;
 use self::desk::Desk;
+pub use self::duplicates::{DuplicateStore, DuplicateWindow, StoreFuture};
 pub use self::flow::PauseReason;
 pub use self::follow::ConsumerWatch;
 pub use self::group::{
@@ -57,6 +63,7 @@ pub use self::message::Message;
 pub use self::refusal::AnswerRefused;
 use self::state::State;
 pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats, MessageRef, NsqdStats};
+pub use self::stream::MessageStream;
 use crate::config::{LookupdConfig, address};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};

@@ -57,6 +57,7 @@ impl Supervisor {
             let give_back = Command::give_back(unstarted.message.id, Purpose::Unstarted);
             let _lost_with_its_connection = unstarted.link.send(give_back);
         }
+        self.give_back_parked();
     }
 
     /// Waits for the workers, which end once their handlers have, and for those who hold messages.
@@ -97,8 +98,17 @@ impl Supervisor {
         self.pass_answers_on();
     }
 
+    /// Gives back what waits for another delivery of the same message.
+    fn give_back_parked(&self) {
+        if let Some(duplicates) = &self.shared.desk.duplicates {
+            duplicates.give_back(&self.shared.desk);
+        }
+    }
+
     /// Gives back what somebody holds; it can be answered by nobody else any more.
     fn give_back_held(&self) {
+        // A message that a handler had when delivery stopped may have parked one since.
+        self.give_back_parked();
         for held in self.shared.desk.take_held() {
             self.shared.desk.abandon(&held.link, held.id);
         }
@@ -176,6 +186,7 @@ impl Supervisor {
             finished: counts.finished.load(Ordering::Relaxed),
             requeued: counts.requeued.load(Ordering::Relaxed),
             given_up: counts.given_up.load(Ordering::Relaxed),
+            duplicates: counts.duplicates.load(Ordering::Relaxed),
             returned: counts.returned.load(Ordering::Relaxed),
             timed_out: counts.timed_out.load(Ordering::Relaxed),
             handler_timeouts: counts.handler_timeouts.load(Ordering::Relaxed),

@@ -60,6 +60,7 @@ impl State {
             finished: count(&counts.finished),
             requeued: count(&counts.requeued),
             given_up: count(&counts.given_up),
+            duplicates: count(&counts.duplicates),
             timed_out: count(&counts.timed_out),
             handler_timeouts: count(&counts.handler_timeouts),
             refused: count(&counts.refused),
@@ -140,6 +141,8 @@ pub(super) struct Counts {
     pub(super) finished: AtomicU64,
     pub(super) requeued: AtomicU64,
     pub(super) given_up: AtomicU64,
+    /// Deliveries of messages that were finished before.
+    pub(super) duplicates: AtomicU64,
     /// Given back without being begun.
     pub(super) returned: AtomicU64,
     /// Lost while they were handled, so that their handlers were stopped.
@@ -167,6 +170,9 @@ pub struct ConsumerStats {
     pub requeued: u64,
     /// Messages given up.
     pub given_up: u64,
+    /// Deliveries that were not handled, because their message was finished before: see
+    /// [`skip_duplicates`](super::ConsumerBuilder::skip_duplicates). They are among those finished.
+    pub duplicates: u64,
     /// Messages that nsqd has taken back and whose handlers were stopped for that, under
     /// [`keep_alive`](super::ConsumerBuilder::keep_alive). Nothing was answered.
     pub timed_out: u64,
@@ -214,6 +220,8 @@ pub struct ConsumerReport {
     pub requeued: u64,
     /// Messages given up.
     pub given_up: u64,
+    /// Deliveries that were not handled, because their message was finished before.
+    pub duplicates: u64,
     /// Messages given back at the end without a handler having begun.
     pub returned: u64,
     /// Messages that nsqd has taken back and whose handlers were stopped for that: it has delivered them again.

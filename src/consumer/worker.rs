@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::answers::Answer;
 use super::desk::Desk;
+use super::duplicates::{Admission, Ticket, Unstarted};
 use super::handler::{BoxError, Handler, Verdict};
 use super::inbox::{Delivery, Inbox, Next, Pace, Take};
 use super::keep_alive::{Cut, Grip, Patience, poll_slot};
@@ -132,6 +133,10 @@ impl<H: Handler> Worker<H> {
     /// Handles one message. If the handler has to wait, the rest of the group is given back first. Returns the answer,
     /// unless it had to take the way over the supervisor or was given by hand.
     async fn handle(&mut self, delivery: Delivery, pace: &mut Pace) -> Option<Answer> {
+        let (delivery, ticket) = match self.shop.desk.duplicates {
+            None => (delivery, None),
+            Some(_) => self.admit(delivery, pace).await?,
+        };
         let lease = self.new_lease();
         let shop = &*self.shop;
         let link = Arc::clone(&delivery.link);
@@ -149,7 +154,7 @@ impl<H: Handler> Worker<H> {
         let verdict = if shop.desk.rules.is_exceeded_by(attempts) {
             Err(Verdict::GiveUp)
         } else {
-            let message = Message::of_handler(delivery, Arc::clone(&lease));
+            let message = Message::of_handler(delivery, Arc::clone(&lease)).with_ticket(ticket.clone());
             self.run_handler(message, grip, pace).await
         };
         if duty.is_taken_over() {
@@ -169,9 +174,16 @@ impl<H: Handler> Worker<H> {
             }
             verdict => verdict,
         };
+        let finished = verdict.is_ok();
+        if let Some(recording) = ticket.as_ref().filter(|_| finished).and_then(|ticket| ticket.record()) {
+            *pace = Pace::Waited;
+            shop.inbox.give_back(self.number);
+            recording.await;
+        }
         if !duty.end() {
             return None;
         }
+        ticket.iter().for_each(|ticket| ticket.end(finished));
         let (command, outcome) = shop.desk.command(id, attempts, verdict);
         if !shop.desk.concerns_flow(outcome) {
             return Some(Answer { link, command });
@@ -210,6 +222,23 @@ impl<H: Handler> Worker<H> {
                      unless it has answered it or handed it on"
                 );
                 Err(Verdict::PLAIN)
+            }
+        }
+    }
+
+    /// Whether a message is to be handled, if duplicates are skipped.
+    async fn admit(&self, delivery: Delivery, pace: &mut Pace) -> Option<(Delivery, Option<Arc<Ticket>>)> {
+        let shop = &*self.shop;
+        let Some(duplicates) = &shop.desk.duplicates else {
+            return Some((delivery, None));
+        };
+        match duplicates.admit(delivery, &shop.inbox) {
+            Admission::Begin(unstarted) => unstarted.begin(),
+            Admission::Settled => None,
+            Admission::Asking(asking) => {
+                *pace = Pace::Waited;
+                shop.inbox.give_back(self.number);
+                asking.await.and_then(Unstarted::begin)
             }
         }
     }
@@ -262,7 +291,7 @@ impl<H> Drop for Worker<H> {
 }
 
 /// What a handler's result means for its message.
-fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
+pub(super) fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
     let Err(error) = result else { return Ok(()) };
     // The error is the user's, and so is what it does when it is displayed or dropped.
     let judged = caught(move || {

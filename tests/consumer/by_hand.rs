@@ -15,24 +15,24 @@ use crate::support::settle;
 
 const ADDRESS: &str = "nsqd:4150";
 
-struct House {
-    network: MemoryNetwork,
-    nsqd: Nsqd,
+pub struct House {
+    pub network: MemoryNetwork,
+    pub nsqd: Nsqd,
 }
 
 impl House {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::with(Nsqd::builder()).await
     }
 
-    async fn with(builder: NsqdBuilder) -> Self {
+    pub async fn with(builder: NsqdBuilder) -> Self {
         let network = MemoryNetwork::new();
         let nsqd = builder.start_in(&network, ADDRESS).await.unwrap();
         nsqd.create_channel("orders", "billing").unwrap();
         Self { network, nsqd }
     }
 
-    fn consumer(&self) -> ConsumerBuilder {
+    pub fn consumer(&self) -> ConsumerBuilder {
         Consumer::builder("orders", "billing")
             .connection(ConnectionConfig::new().connector(self.network.connector()))
             .nsqd(ADDRESS)
@@ -51,14 +51,14 @@ impl House {
         (builder.start(handler).await.unwrap(), messages)
     }
 
-    fn publish(&self, bodies: &[&'static str]) {
+    pub fn publish(&self, bodies: &[&'static str]) {
         for body in bodies {
             self.nsqd.publish("orders", *body).unwrap();
         }
     }
 
     /// What nsqd has been told of messages: `FIN` or `REQ` with its delay.
-    fn answers(&self) -> Vec<String> {
+    pub fn answers(&self) -> Vec<String> {
         let told = |command: Command| match command {
             Command::Fin { .. } => Some("FIN".to_owned()),
             Command::Req { delay_ms, .. } => Some(format!("REQ {delay_ms}")),
