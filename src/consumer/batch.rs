@@ -9,20 +9,20 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use super::answers::{Answer, Answers};
-use super::desk::Desk;
+use super::answer::desk::Desk;
+use super::answer::lease::Lease;
 use super::duplicates::{Ticket, Unstarted};
 use super::handler::{BoxError, Verdict};
-use super::inbox::{Delivery, Inbox};
-use super::lease::Lease;
 use super::link::Link;
-use super::lookout::Lookout;
-use super::mailbox::Event;
 use super::message::Message;
-use super::panics::catch_panic;
-use super::source::Source;
 use super::state::State;
-use super::worker::judge;
+use super::supervisor::mailbox::Event;
+use super::work::answers::{Answer, Answers};
+use super::work::inbox::{Delivery, Inbox};
+use super::work::lookout::Lookout;
+use super::work::panics::catch_panic;
+use super::work::source::Source;
+use super::work::worker::judge;
 use crate::error::{Error, Result};
 use crate::protocol::MessageId;
 
@@ -222,9 +222,7 @@ impl<H: BatchHandler> Batcher<H> {
                     () = sleep_until(until) => break,
                 }
             };
-            let Some(next) = next else {
-                return None;
-            };
+            let next = next?;
             if gathered.is_empty() {
                 until = Instant::now() + linger;
             }

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::answering::{Answering, Sent};
-use super::desk::Claim;
+use super::answer::answering::{Answering, Sent};
+use super::answer::desk::Claim;
+use super::answer::keep_alive::{Cut, Grip, Patience};
+use super::answer::lease::Lease;
 use super::duplicates::Ticket;
 use super::handler::Verdict;
-use super::inbox::Delivery;
-use super::keep_alive::{Cut, Grip, Patience};
-use super::lease::Lease;
 use super::link::{Command, Link};
+use super::work::inbox::Delivery;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, MessageId};
 

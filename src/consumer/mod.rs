@@ -8,37 +8,20 @@
 //!                      └── supervisor: flow, discovery ◀─┘ has to know first
 //! ```
 
-mod answering;
-mod answers;
+mod answer;
 mod batch;
 mod builder;
-mod control;
-mod dead_letter;
-mod desk;
 mod duplicates;
 mod flow;
-mod follow;
 mod group;
 mod handler;
-mod inbox;
-mod keep_alive;
-mod lease;
 mod link;
-mod lookout;
-mod mailbox;
 mod message;
-mod node;
-mod panics;
-mod ready;
-mod refusal;
-mod session;
-mod shutdown;
-mod source;
+mod start;
 mod state;
 mod stream;
 mod supervisor;
-
-mod worker;
+mod work;
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,23 +30,23 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-pub use self::answering::Answering;
+pub use self::answer::answering::Answering;
+use self::answer::desk::Desk;
 pub use self::batch::{BatchHandler, BatchOptions, BatchOutcome};
 pub use self::builder::ConsumerBuilder;
-use self::control::Control;
-use self::desk::Desk;
 pub use self::duplicates::{DuplicateStore, DuplicateWindow, StoreFuture};
 pub use self::flow::PauseReason;
-pub use self::follow::ConsumerWatch;
 pub use self::group::{
     ConsumerGroup, ConsumerGroupBuilder, GroupReport, GroupStats, MemberId, MemberReport, MemberStats, TopicPattern,
 };
 pub use self::handler::{BoxError, Handler, HandlerError};
+pub use self::link::refusal::AnswerRefused;
 pub use self::message::Message;
-pub use self::refusal::AnswerRefused;
 use self::state::State;
+pub use self::state::follow::ConsumerWatch;
 pub use self::state::{ConnectionStats, ConsumerReport, ConsumerStats, MessageRef, NsqdStats};
 pub use self::stream::MessageStream;
+use self::supervisor::control::Control;
 use crate::config::{LookupdConfig, address};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
@@ -148,7 +131,7 @@ impl Consumer {
         match timeout(deadline, ready).await {
             Ok(Ok(state)) if state.report.is_none() => Ok(()),
             Ok(_) => Err(ended()),
-            Err(_elapsed) => Err(ready::not_ready(&self.topic, &self.state.borrow(), deadline)),
+            Err(_elapsed) => Err(state::ready::not_ready(&self.topic, &self.state.borrow(), deadline)),
         }
     }
 
@@ -264,8 +247,11 @@ impl Consumer {
 
     async fn ask(&self, control: impl FnOnce(oneshot::Sender<Result<bool>>) -> Control) -> Result<bool> {
         let (reply, answer) = oneshot::channel();
-        self.control.send(control(reply)).await.map_err(|_| control::ended())?;
-        answer.await.unwrap_or_else(|_| Err(control::ended()))
+        self.control
+            .send(control(reply))
+            .await
+            .map_err(|_| supervisor::control::ended())?;
+        answer.await.unwrap_or_else(|_| Err(supervisor::control::ended()))
     }
 
     /// Stops the flow of messages until [`resume`](Self::resume): nsqds are told to send none. Those that are here or on

@@ -11,8 +11,8 @@ use futures_core::Stream;
 use super::Consumer;
 use super::duplicates::Unstarted;
 use super::message::Message;
-use super::source::Source;
 use super::state::ConsumerReport;
+use super::work::source::Source;
 
 /// The messages of a consumer, to be taken one by one: see [`ConsumerBuilder::stream`](super::ConsumerBuilder::stream).
 ///

@@ -203,7 +203,7 @@ where
 {
     let mut answer = None;
     let slot = &mut answer;
-    let called = super::panics::catch_panic(move || {
+    let called = super::work::panics::catch_panic(move || {
         let calling = call();
         async move {
             *slot = Some(calling.await?);

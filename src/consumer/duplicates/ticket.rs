@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 
-use super::super::desk::Desk;
-use super::super::flow::ConnectionId;
-use super::super::inbox::{Delivery, Inbox};
-use super::super::lease::Lease;
-use super::super::link::{Command, Purpose};
-use super::super::message::Message;
-use super::super::panics::caught;
 use super::{DuplicateWindow, Key, Maybe};
+use crate::consumer::answer::desk::Desk;
+use crate::consumer::answer::lease::Lease;
+use crate::consumer::flow::ConnectionId;
+use crate::consumer::link::{Command, Purpose};
+use crate::consumer::message::Message;
+use crate::consumer::work::inbox::{Delivery, Inbox};
+use crate::consumer::work::panics::caught;
 use crate::name::{Channel, Topic};
 use crate::protocol::MessageId;
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::super::builder::ConsumerBuilder;
-use super::super::handler::Handler;
 use super::ConsumerGroup;
 use super::budget::MAX_WEIGHT;
 use super::pattern::TopicPattern;
 use super::shared::Shared;
 use super::topics::{Follower, Listing};
+use crate::consumer::builder::ConsumerBuilder;
+use crate::consumer::handler::Handler;
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 

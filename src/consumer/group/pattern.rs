@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::super::panics::caught;
+use crate::consumer::work::panics::caught;
 use crate::name::Topic;
 
 /// The default of [`TopicPattern::max_topics`].

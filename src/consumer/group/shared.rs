@@ -10,12 +10,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::super::Consumer;
-use super::super::builder::ConsumerBuilder;
-use super::super::handler::Handler;
-use super::super::state::ConsumerReport;
 use super::budget::{Budget, MAX_WEIGHT, MemberId, Usage};
 use super::ration::{Bell, Ration};
 use super::state::{GroupReport, GroupStats, MemberReport, MemberStats};
+use crate::consumer::builder::ConsumerBuilder;
+use crate::consumer::handler::Handler;
+use crate::consumer::state::ConsumerReport;
 use crate::error::{Error, ErrorKind, Result, Step};
 
 pub(super) struct Shared {
@@ -133,6 +133,7 @@ impl Shared {
         loop {
             let timer = self.lock().budget.poll_timeout().map(Instant::from_std);
             tokio::select! {
+                biased;
                 () = self.bell.rung() => {
                     let now = Instant::now();
                     let rung = self.bell.take();
@@ -164,6 +165,8 @@ impl Shared {
         if !(1..=MAX_WEIGHT).contains(&weight) {
             return Err(Error::option("weight", weight, "1 to 10000"));
         }
+        // What fails below the lock would drop the handler there, and a handler's destructor is the user's code.
+        builder.check()?;
         let mut inner = self.lock();
         if inner.ending {
             return Err(ended());

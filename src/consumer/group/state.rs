@@ -1,7 +1,7 @@
 //! What is known of a group, for whoever asks.
 
-use super::super::state::{ConsumerReport, ConsumerStats};
 use super::budget::MemberId;
+use crate::consumer::state::{ConsumerReport, ConsumerStats};
 use crate::name::{Channel, Topic};
 
 /// A group at one moment: see [`ConsumerGroup::stats`](super::ConsumerGroup::stats).

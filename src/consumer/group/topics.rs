@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::super::builder::ConsumerBuilder;
-use super::super::handler::Handler;
-use super::super::panics::caught;
 use super::budget::MemberId;
 use super::pattern::TopicPattern;
 use super::shared::Shared;
+use crate::consumer::builder::ConsumerBuilder;
+use crate::consumer::handler::Handler;
+use crate::consumer::work::panics::caught;
 use crate::discovery::{Changes, TopicWatch};
 use crate::error::{Error, ErrorKind};
 use crate::name::Topic;

@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use super::flow::Outcome;
-use super::link::{Command, Link, Written};
-use super::refusal::AnswerRefused;
+use crate::consumer::flow::Outcome;
+use crate::consumer::link::refusal::AnswerRefused;
+use crate::consumer::link::{Command, Link, Written};
 use crate::error::Error;
 
 /// News for the supervisor.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(in crate::consumer) enum Event {
     /// A connection has subscribed.
     Connected {
         link: Arc<Link>,
@@ -45,7 +45,7 @@ const MOST_REFUSALS: usize = 1024;
 /// The supervisor's mailbox. It is bounded by what it is about: an event per message in flight, a few per connection, and
 /// refusals up to a limit.
 #[derive(Debug, Default)]
-pub(super) struct Mailbox {
+pub(in crate::consumer) struct Mailbox {
     events: Mutex<Events>,
     arrived: Notify,
 }
@@ -57,7 +57,7 @@ struct Events {
 }
 
 impl Mailbox {
-    pub(super) fn send(&self, event: Event) {
+    pub(in crate::consumer) fn send(&self, event: Event) {
         let mut events = self.lock();
         if matches!(event, Event::Refused(_)) {
             if events.refusals >= MOST_REFUSALS {
@@ -75,7 +75,7 @@ impl Mailbox {
     }
 
     /// Makes the supervisor look around.
-    pub(super) fn notify(&self) {
+    pub(in crate::consumer) fn notify(&self) {
         self.arrived.notify_one();
     }
 
@@ -83,11 +83,11 @@ impl Mailbox {
     ///
     /// # Cancel safety
     /// No news is lost.
-    pub(super) async fn arrived(&self) {
+    pub(in crate::consumer) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
-    pub(super) fn take(&self) -> Vec<Event> {
+    pub(in crate::consumer) fn take(&self) -> Vec<Event> {
         std::mem::take(&mut *self.lock()).waiting
     }
 }

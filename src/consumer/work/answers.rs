@@ -2,40 +2,40 @@
 
 use std::sync::Arc;
 
-use super::link::{Command, Link};
+use crate::consumer::link::{Command, Link};
 
 /// What nsqd is told of a message, and the connection that delivered it.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) link: Arc<Link>,
-    pub(super) command: Command,
+pub(in crate::consumer) struct Answer {
+    pub(in crate::consumer) link: Arc<Link>,
+    pub(in crate::consumer) command: Command,
 }
 
 /// Answers of one connection that are handed over together.
 #[derive(Debug, Default)]
-pub(super) struct Answers {
+pub(in crate::consumer) struct Answers {
     link: Option<Arc<Link>>,
     commands: Vec<Command>,
 }
 
 impl Answers {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::consumer) fn is_empty(&self) -> bool {
         self.commands.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::consumer) fn len(&self) -> usize {
         self.commands.len()
     }
 
     /// Gives back what a burst has made it grow to, and lets go of a connection that may be long gone.
-    pub(super) fn shrink(&mut self) {
+    pub(in crate::consumer) fn shrink(&mut self) {
         if self.commands.is_empty() {
             *self = Self::default();
         }
     }
 
     /// Adds one; those of another connection are handed over. Returns whether that has woken a driver.
-    pub(super) fn push(&mut self, answer: Answer) -> bool {
+    pub(in crate::consumer) fn push(&mut self, answer: Answer) -> bool {
         let mut woken = false;
         // Messages of one read lie side by side, so this changes rarely.
         if self.link.as_ref().is_none_or(|link| !Arc::ptr_eq(link, &answer.link)) {
@@ -47,7 +47,7 @@ impl Answers {
     }
 
     /// Returns whether a driver was asleep and has been woken.
-    pub(super) fn hand_over(&mut self) -> bool {
+    pub(in crate::consumer) fn hand_over(&mut self) -> bool {
         match &self.link {
             Some(link) if !self.commands.is_empty() => link.send_all(&mut self.commands),
             _ => false,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::link::{Command, Purpose};
 use super::mailbox::Event;
-use super::state::{ConsumerReport, MessageRef};
-use super::supervisor::{Supervisor, pass_on};
+use super::{Supervisor, pass_on};
+use crate::consumer::link::{Command, Purpose};
+use crate::consumer::state::{ConsumerReport, MessageRef};
 
 /// Of the time for a shutdown, what is kept for writing the answers of handlers that used up the rest: a tenth, at
 /// most this much.
@@ -23,7 +23,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Supervisor {
     /// Ends the consumer by `deadline`. Without one its handle was dropped, and handlers are stopped at once.
-    pub(super) async fn shut_down(mut self, deadline: Option<Instant>) {
+    pub(in crate::consumer) async fn shut_down(mut self, deadline: Option<Instant>) {
         let now = Instant::now();
         self.stop_delivery();
         let end = match deadline {

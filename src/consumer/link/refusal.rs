@@ -13,7 +13,7 @@ use crate::protocol::{ErrorCode, MessageId};
 /// An answer to a message that nsqd has refused, because the message was no longer in flight to this connection: its
 /// `msg_timeout` had run out, so nsqd has delivered it again, here or elsewhere.
 ///
-/// See [`ConsumerBuilder::on_answer_refused`](super::ConsumerBuilder::on_answer_refused).
+/// See [`ConsumerBuilder::on_answer_refused`](crate::consumer::ConsumerBuilder::on_answer_refused).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AnswerRefused {
@@ -29,7 +29,7 @@ pub struct AnswerRefused {
 }
 
 /// The message that a refusal names: `E_FIN_FAILED FIN 0d1a2b3c4d5e6f70 failed ID not in flight`.
-pub(super) fn refused_id(text: &str) -> Option<MessageId> {
+pub(in crate::consumer) fn refused_id(text: &str) -> Option<MessageId> {
     let word = text.split(' ').nth(2)?;
     word.as_bytes().try_into().ok().map(MessageId::new)
 }
@@ -37,7 +37,7 @@ pub(super) fn refused_id(text: &str) -> Option<MessageId> {
 /// Who wants to hear that nsqd has refused something about a message, by its id. Only messages that somebody watches are
 /// in it.
 #[derive(Debug, Default)]
-pub(super) struct Watches {
+pub(in crate::consumer) struct Watches {
     watched: Mutex<Watched>,
     /// How many messages are in it, for whoever would ask for each message: a hint.
     count: AtomicUsize,
@@ -55,7 +55,7 @@ impl Watches {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn watch(self: &Arc<Self>, id: MessageId) -> Watch {
+    pub(in crate::consumer) fn watch(self: &Arc<Self>, id: MessageId) -> Watch {
         let mut watched = self.lock();
         let seen = match &watched.ended {
             Some(error) => watch::channel(Some(error.clone())).1,
@@ -78,7 +78,7 @@ impl Watches {
     }
 
     /// Tells whoever watches this message.
-    pub(super) fn refuse(&self, id: MessageId, error: Error) {
+    pub(in crate::consumer) fn refuse(&self, id: MessageId, error: Error) {
         let mut watched = self.lock();
         let sender = watched.by_id.remove(&id);
         self.count.store(watched.by_id.len(), Ordering::Relaxed);
@@ -90,12 +90,12 @@ impl Watches {
 
     /// Whether any message is watched.
     #[inline]
-    pub(super) fn any(&self) -> bool {
+    pub(in crate::consumer) fn any(&self) -> bool {
         self.count.load(Ordering::Relaxed) > 0
     }
 
     /// The connection has ended, and with it nsqd's patience for all that it has delivered.
-    pub(super) fn end(&self, error: &Error) {
+    pub(in crate::consumer) fn end(&self, error: &Error) {
         let mut watched = self.lock();
         watched.ended = Some(error.clone());
         let senders = std::mem::take(&mut watched.by_id);
@@ -109,7 +109,7 @@ impl Watches {
 
 /// Waits for a refusal of one message. Dropping it ends the watch.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(in crate::consumer) struct Watch {
     watches: Arc<Watches>,
     id: MessageId,
     seen: watch::Receiver<Option<Error>>,
@@ -117,7 +117,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Waits until nsqd has refused an answer to the message or the connection has ended. Once it has, returns at once.
-    pub(super) async fn refused(&mut self) -> Error {
+    pub(in crate::consumer) async fn refused(&mut self) -> Error {
         match self.seen.wait_for(Option::is_some).await {
             Ok(error) => error.clone().unwrap_or_else(gone),
             Err(_) => gone(),
@@ -125,7 +125,7 @@ impl Watch {
     }
 
     /// What [`refused`](Self::refused) has resolved or would resolve to by now.
-    pub(super) fn told(&self) -> Option<Error> {
+    pub(in crate::consumer) fn told(&self) -> Option<Error> {
         self.seen.borrow().clone()
     }
 }

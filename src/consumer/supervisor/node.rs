@@ -7,39 +7,39 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::desk::Desk;
-use super::flow::ConnectionId;
-use super::inbox::Inbox;
-use super::link::Link;
 use super::mailbox::Event;
-use super::session::Session;
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
 use crate::connection::{Driver, Established, open};
+use crate::consumer::answer::desk::Desk;
+use crate::consumer::flow::ConnectionId;
+use crate::consumer::link::Link;
+use crate::consumer::link::session::Session;
+use crate::consumer::work::inbox::Inbox;
 use crate::error::{Error, ErrorKind, Step};
 use crate::name::{Channel, Topic};
 
 /// What the nodes of a consumer share.
-pub(super) struct Shared {
-    pub(super) config: ConnectionConfig,
-    pub(super) topic: Topic,
-    pub(super) channel: Channel,
-    pub(super) inbox: Arc<Inbox>,
-    pub(super) desk: Arc<Desk>,
-    pub(super) next_id: AtomicU64,
+pub(in crate::consumer) struct Shared {
+    pub(in crate::consumer) config: ConnectionConfig,
+    pub(in crate::consumer) topic: Topic,
+    pub(in crate::consumer) channel: Channel,
+    pub(in crate::consumer) inbox: Arc<Inbox>,
+    pub(in crate::consumer) desk: Arc<Desk>,
+    pub(in crate::consumer) next_id: AtomicU64,
 }
 
 /// One nsqd of a consumer, connected or not.
-pub(super) struct Node {
-    pub(super) shared: Arc<Shared>,
-    pub(super) address: Arc<str>,
+pub(in crate::consumer) struct Node {
+    pub(in crate::consumer) shared: Arc<Shared>,
+    pub(in crate::consumer) address: Arc<str>,
     /// Turns true when no further connection is to be made. One that exists is ended by its link.
-    pub(super) leaving: watch::Receiver<bool>,
+    pub(in crate::consumer) leaving: watch::Receiver<bool>,
 }
 
 impl Node {
     /// Connects, and connects again whenever the connection is lost, until told to leave.
-    pub(super) async fn run(self) {
+    pub(in crate::consumer) async fn run(self) {
         let mut reconnect = Reconnect::new(fastrand::u64(..));
         let mut leaving = self.leaving.clone();
         loop {

@@ -11,16 +11,16 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::dead_letter::DeadLetters;
-use super::duplicates::Duplicates;
-use super::flow::Outcome;
-use super::handler::{BoxError, Verdict};
 use super::keep_alive::Patience;
-use super::link::{Command, Link, Purpose};
-use super::mailbox::{Event, Mailbox};
-use super::message::Message;
-use super::panics::{catch_panic, caught};
-use super::refusal::AnswerRefused;
-use super::state::{Counts, MessageRef};
+use crate::consumer::duplicates::Duplicates;
+use crate::consumer::flow::Outcome;
+use crate::consumer::handler::{BoxError, Verdict};
+use crate::consumer::link::refusal::AnswerRefused;
+use crate::consumer::link::{Command, Link, Purpose};
+use crate::consumer::message::Message;
+use crate::consumer::state::{Counts, MessageRef};
+use crate::consumer::supervisor::mailbox::{Event, Mailbox};
+use crate::consumer::work::panics::{catch_panic, caught};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::MessageId;
 
@@ -28,22 +28,23 @@ use crate::protocol::MessageId;
 const LONGEST_REQUEUE_MS: u64 = i64::MAX as u64 / 1_000_000;
 
 /// What is called with a message that is given up.
-pub(super) type GiveUpHook = Arc<dyn Fn(Message) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+pub(in crate::consumer) type GiveUpHook =
+    Arc<dyn Fn(Message) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// What is called when nsqd has refused an answer.
-pub(super) type RefusedHook = Arc<dyn Fn(&AnswerRefused) + Send + Sync>;
+pub(in crate::consumer) type RefusedHook = Arc<dyn Fn(&AnswerRefused) + Send + Sync>;
 
 /// What becomes of messages that are not handled.
 #[derive(Clone)]
-pub(super) struct Rules {
+pub(in crate::consumer) struct Rules {
     /// 0 is no limit.
-    pub(super) max_attempts: u16,
-    pub(super) default_requeue_delay: Duration,
-    pub(super) max_requeue_delay: Duration,
-    pub(super) give_up: Option<GiveUpHook>,
-    pub(super) dead_letters: Option<DeadLetters>,
-    pub(super) patience: Patience,
-    pub(super) answer_refused: Option<RefusedHook>,
+    pub(in crate::consumer) max_attempts: u16,
+    pub(in crate::consumer) default_requeue_delay: Duration,
+    pub(in crate::consumer) max_requeue_delay: Duration,
+    pub(in crate::consumer) give_up: Option<GiveUpHook>,
+    pub(in crate::consumer) dead_letters: Option<DeadLetters>,
+    pub(in crate::consumer) patience: Patience,
+    pub(in crate::consumer) answer_refused: Option<RefusedHook>,
 }
 
 impl Default for Rules {
@@ -70,26 +71,26 @@ impl Rules {
     }
 
     /// Whether a message that is given up is still of use to anybody.
-    pub(super) fn wants_given_up(&self) -> bool {
+    pub(in crate::consumer) fn wants_given_up(&self) -> bool {
         self.give_up.is_some() || self.dead_letters.is_some()
     }
 
     /// Whether a message that was delivered this often is not to be handled any more.
-    pub(super) fn is_exceeded_by(&self, attempts: u16) -> bool {
+    pub(in crate::consumer) fn is_exceeded_by(&self, attempts: u16) -> bool {
         self.max_attempts > 0 && attempts > self.max_attempts
     }
 }
 
 /// What all messages, workers and connections of a consumer share.
 #[derive(Default)]
-pub(super) struct Desk {
-    pub(super) mailbox: Mailbox,
-    pub(super) counts: Counts,
-    pub(super) rules: Rules,
+pub(in crate::consumer) struct Desk {
+    pub(in crate::consumer) mailbox: Mailbox,
+    pub(in crate::consumer) counts: Counts,
+    pub(in crate::consumer) rules: Rules,
     /// Recognises messages that were finished before, if the user wants that.
-    pub(super) duplicates: Option<Arc<Duplicates>>,
+    pub(in crate::consumer) duplicates: Option<Arc<Duplicates>>,
     /// Whether the flow wants to hear of successes: only while it backs off.
-    pub(super) reports_success: AtomicBool,
+    pub(in crate::consumer) reports_success: AtomicBool,
     /// The messages that are answered by hand, and are not yet.
     held: Mutex<Books>,
     abandoned: Mutex<Vec<MessageRef>>,
@@ -105,20 +106,20 @@ struct Books {
 
 /// A message that somebody holds and is to answer.
 #[derive(Debug)]
-pub(super) struct Held {
-    pub(super) link: Arc<Link>,
-    pub(super) id: MessageId,
+pub(in crate::consumer) struct Held {
+    pub(in crate::consumer) link: Arc<Link>,
+    pub(in crate::consumer) id: MessageId,
 }
 
 /// The right to answer a message by hand. A key is used again once its message is answered, so it goes with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(in crate::consumer) struct Claim {
     key: usize,
     number: u64,
 }
 
 impl Desk {
-    pub(super) fn new(rules: Rules, duplicates: Option<Arc<Duplicates>>) -> Self {
+    pub(in crate::consumer) fn new(rules: Rules, duplicates: Option<Arc<Duplicates>>) -> Self {
         Self {
             rules,
             duplicates,
@@ -127,7 +128,12 @@ impl Desk {
     }
 
     /// What nsqd is told of a message, and what the flow is.
-    pub(super) fn command(&self, id: MessageId, attempts: u16, verdict: Result<(), Verdict>) -> (Command, Outcome) {
+    pub(in crate::consumer) fn command(
+        &self,
+        id: MessageId,
+        attempts: u16,
+        verdict: Result<(), Verdict>,
+    ) -> (Command, Outcome) {
         let Err(Verdict::Requeue { delay, backoff }) = verdict else {
             return (Command::Finish(id), Outcome::Success);
         };
@@ -145,12 +151,12 @@ impl Desk {
     }
 
     /// Whether the flow has to hear of this outcome, and before nsqd does.
-    pub(super) fn concerns_flow(&self, outcome: Outcome) -> bool {
+    pub(in crate::consumer) fn concerns_flow(&self, outcome: Outcome) -> bool {
         outcome != Outcome::Success || self.reports_success.load(Ordering::Relaxed)
     }
 
     /// Sends an answer given by hand. What is returned resolves once it is written, if it could be queued.
-    pub(super) fn answer(
+    pub(in crate::consumer) fn answer(
         &self,
         link: &Arc<Link>,
         id: MessageId,
@@ -173,7 +179,7 @@ impl Desk {
 
     /// Gives a message up: calls the hook with it and publishes it to the dead-letter topic, where there are such. A hook
     /// that panics has not dealt with the message, and neither has a publish that is not confirmed, so it is to be requeued.
-    pub(super) async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
+    pub(in crate::consumer) async fn give_up(&self, message: Option<Message>) -> Result<(), Verdict> {
         let body = message.as_ref().map(|message| message.body().clone());
         if let (Some(hook), Some(message)) = (&self.rules.give_up, message) {
             let called = catch_panic(|| {
@@ -197,7 +203,7 @@ impl Desk {
 
     /// nsqd has taken a message back, this long after its delivery, and it was at work still: nothing is to be answered.
     /// The caller had the right to answer it.
-    pub(super) fn lose(&self, link: &Arc<Link>, id: MessageId, error: &Error, after: Duration) {
+    pub(in crate::consumer) fn lose(&self, link: &Arc<Link>, id: MessageId, error: &Error, after: Duration) {
         tracing::warn!(
             nsqd = %link.address, %id, ?after, msg_timeout = ?link.msg_timeout, max_msg_timeout = ?link.max_msg_timeout,
             error = error as &dyn std::error::Error, "the message is lost; what handled it is stopped"
@@ -217,7 +223,7 @@ impl Desk {
     }
 
     /// Gives a message back whose handling was stopped in the middle, and keeps it for the report.
-    pub(super) fn abandon(&self, link: &Link, id: MessageId) {
+    pub(in crate::consumer) fn abandon(&self, link: &Link, id: MessageId) {
         self.abandoned().push(MessageRef {
             nsqd: Arc::clone(&link.address),
             id,
@@ -228,12 +234,12 @@ impl Desk {
 
     /// The messages whose handling was stopped. It is bounded by what is in flight, since only the consumer's end stops
     /// handlers.
-    pub(super) fn abandoned(&self) -> MutexGuard<'_, Vec<MessageRef>> {
+    pub(in crate::consumer) fn abandoned(&self) -> MutexGuard<'_, Vec<MessageRef>> {
         self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls the hook for refused answers, if there is one.
-    pub(super) fn tell_refused(&self, refused: &AnswerRefused) {
+    pub(in crate::consumer) fn tell_refused(&self, refused: &AnswerRefused) {
         let Some(hook) = &self.rules.answer_refused else { return };
         let called = caught(|| {
             hook(refused);
@@ -249,7 +255,7 @@ impl Desk {
     }
 
     /// From now on somebody else than a handler's result answers this message. It is bounded by what is in flight.
-    pub(super) fn hold(&self, link: &Arc<Link>, id: MessageId) -> Claim {
+    pub(in crate::consumer) fn hold(&self, link: &Arc<Link>, id: MessageId) -> Claim {
         let mut books = self.books();
         books.claims += 1;
         let number = books.claims;
@@ -259,7 +265,7 @@ impl Desk {
     }
 
     /// Gives a claim up. Whether it was good: not if the connection is gone or the consumer has given the message back.
-    pub(super) fn release(&self, claim: Claim) -> bool {
+    pub(in crate::consumer) fn release(&self, claim: Claim) -> bool {
         let mut books = self.books();
         let good = books
             .held
@@ -277,18 +283,18 @@ impl Desk {
     }
 
     /// Whether messages are held by hand. From the first call on, the supervisor is notified when the last is answered.
-    pub(super) fn holds_any(&self) -> bool {
+    pub(in crate::consumer) fn holds_any(&self) -> bool {
         self.ending.store(true, Ordering::SeqCst);
         !self.books().held.is_empty()
     }
 
     /// Takes the right to answer from everybody who holds a message.
-    pub(super) fn take_held(&self) -> Vec<Held> {
+    pub(in crate::consumer) fn take_held(&self) -> Vec<Held> {
         self.books().held.drain().map(|(_, held)| held).collect()
     }
 
     /// Forgets what a connection has delivered: it is gone, and nsqd delivers these messages again.
-    pub(super) fn forget(&self, link: &Link) {
+    pub(in crate::consumer) fn forget(&self, link: &Link) {
         self.books().held.retain(|_, (_, held)| held.link.id != link.id);
     }
 }

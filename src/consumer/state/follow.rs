@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::desk::Desk;
-use super::state::{ConsumerStats, State};
+use super::{ConsumerStats, State};
+use crate::consumer::answer::desk::Desk;
 
-/// Follows a consumer: see [`Consumer::watch`](super::Consumer::watch).
+/// Follows a consumer: see [`Consumer::watch`](crate::consumer::Consumer::watch).
 ///
 /// It may outlive the consumer, and does not keep it running.
 #[derive(Clone)]
@@ -18,7 +18,7 @@ pub struct ConsumerWatch {
 }
 
 impl ConsumerWatch {
-    pub(super) fn new(state: watch::Receiver<State>, desk: Arc<Desk>) -> Self {
+    pub(in crate::consumer) fn new(state: watch::Receiver<State>, desk: Arc<Desk>) -> Self {
         Self { state, desk }
     }
 

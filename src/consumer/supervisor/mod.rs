@@ -1,5 +1,10 @@
 //! The one task that owns a consumer's connections, discovery and flow.
 
+pub(super) mod control;
+pub(super) mod mailbox;
+pub(super) mod node;
+pub(super) mod shutdown;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,42 +13,42 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::control::{Control, End};
-use super::flow::{ConnectionId, Flow, Outcome, RdyChange};
-use super::group::Ration;
-use super::link::{Command, Link, Written};
-use super::mailbox::Event;
-use super::node::{self, Node};
-use super::refusal::AnswerRefused;
-use super::state::{FlowPicture, State};
+use self::control::{Control, End};
+use self::mailbox::Event;
+use self::node::Node;
+use crate::consumer::flow::{ConnectionId, Flow, Outcome, RdyChange};
+use crate::consumer::group::Ration;
+use crate::consumer::link::refusal::AnswerRefused;
+use crate::consumer::link::{Command, Link, Written};
+use crate::consumer::state::{FlowPicture, State};
 use crate::discovery::{Changes, Discovery};
 use crate::error::{Error, ErrorKind, Step};
 use crate::protocol::ErrorCode;
 
-pub(super) struct Supervisor {
-    pub(super) shared: Arc<node::Shared>,
-    pub(super) flow: Flow,
+pub(in crate::consumer) struct Supervisor {
+    pub(in crate::consumer) shared: Arc<node::Shared>,
+    pub(in crate::consumer) flow: Flow,
     /// Where a group says how many messages may be in flight, if this consumer is one of its members.
-    pub(super) ration: Option<Arc<Ration>>,
-    pub(super) discovery: Option<Discovery>,
+    pub(in crate::consumer) ration: Option<Arc<Ration>>,
+    pub(in crate::consumer) discovery: Option<Discovery>,
     /// The nsqds by address, each with the way to tell its node to leave.
-    pub(super) nodes: BTreeMap<Arc<str>, watch::Sender<bool>>,
+    pub(in crate::consumer) nodes: BTreeMap<Arc<str>, watch::Sender<bool>>,
     /// Addresses set by the user, which discovery never removes.
-    pub(super) pinned: Vec<Arc<str>>,
-    pub(super) node_tasks: JoinSet<()>,
-    pub(super) workers: JoinSet<()>,
-    pub(super) links: BTreeMap<ConnectionId, Known>,
+    pub(in crate::consumer) pinned: Vec<Arc<str>>,
+    pub(in crate::consumer) node_tasks: JoinSet<()>,
+    pub(in crate::consumer) workers: JoinSet<()>,
+    pub(in crate::consumer) links: BTreeMap<ConnectionId, Known>,
     /// The addresses of connections that are gone while handlers are still at work on what they have delivered.
-    pub(super) outlived: BTreeMap<ConnectionId, Arc<str>>,
+    pub(in crate::consumer) outlived: BTreeMap<ConnectionId, Arc<str>>,
     /// Connections that were lost during the shutdown, and answers with them.
-    pub(super) broken: usize,
-    pub(super) control: mpsc::Receiver<Control>,
-    pub(super) state: watch::Sender<State>,
+    pub(in crate::consumer) broken: usize,
+    pub(in crate::consumer) control: mpsc::Receiver<Control>,
+    pub(in crate::consumer) state: watch::Sender<State>,
 }
 
 /// A connection as the supervisor knows it.
-pub(super) struct Known {
-    pub(super) link: Arc<Link>,
+pub(in crate::consumer) struct Known {
+    pub(in crate::consumer) link: Arc<Link>,
     /// How many messages it had delivered at the last look.
     received: u64,
 }
@@ -58,7 +63,7 @@ enum Woken {
 
 impl Supervisor {
     /// Runs until the consumer is shut down or dropped.
-    pub(super) async fn run(mut self) {
+    pub(in crate::consumer) async fn run(mut self) {
         for address in self.pinned.clone() {
             self.add_node(address);
         }
@@ -161,7 +166,7 @@ impl Supervisor {
     }
 
     /// A connection is gone.
-    pub(super) fn retire(&mut self, link: &Arc<Link>) {
+    pub(in crate::consumer) fn retire(&mut self, link: &Arc<Link>) {
         self.links.remove(&link.id);
         self.outlived.insert(link.id, Arc::clone(&link.address));
         let handling = self.shared.inbox.handling();
@@ -271,7 +276,7 @@ impl Supervisor {
         self.publish_discovery();
     }
 
-    pub(super) fn publish_discovery(&mut self) {
+    pub(in crate::consumer) fn publish_discovery(&mut self) {
         let Some(discovery) = &self.discovery else { return };
         let (lookupds, discovered) = (discovery.lookupd_facts(), discovery.nsqd_facts());
         self.state.send_modify(|state| {
@@ -280,7 +285,7 @@ impl Supervisor {
         });
     }
 
-    pub(super) fn add_node(&mut self, address: Arc<str>) {
+    pub(in crate::consumer) fn add_node(&mut self, address: Arc<str>) {
         if self.nodes.contains_key(&address) {
             return;
         }
@@ -298,7 +303,7 @@ impl Supervisor {
     }
 
     /// Leaves an nsqd: it sends nothing more, what it has in flight is still answered, and then the connection closes.
-    pub(super) fn remove_node(&mut self, address: &Arc<str>) {
+    pub(in crate::consumer) fn remove_node(&mut self, address: &Arc<str>) {
         let Some(leave) = self.nodes.remove(address) else {
             return;
         };
@@ -339,7 +344,7 @@ impl Supervisor {
 }
 
 /// Sends an answer, and tells whoever waits for it once it is written.
-pub(super) fn pass_on(link: &Link, answer: Command, written: Option<Written>) {
+pub(in crate::consumer) fn pass_on(link: &Link, answer: Command, written: Option<Written>) {
     if link.send(answer).is_err() {
         // On a lost connection nsqd takes the message back by itself.
         link.desk.counts.unsent.fetch_add(1, Ordering::Relaxed);
@@ -361,13 +366,13 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use std::task::Waker;
 
-    use super::super::desk::Desk;
-    use super::super::flow::FlowOptions;
-    use super::super::inbox::Inbox;
-    use super::super::link::Queue;
     use super::*;
     use crate::backoff::Exponential;
     use crate::config::ConnectionConfig;
+    use crate::consumer::answer::desk::Desk;
+    use crate::consumer::flow::FlowOptions;
+    use crate::consumer::link::Queue;
+    use crate::consumer::work::inbox::Inbox;
     use crate::name::{Channel, Topic};
     use crate::protocol::IdentifyResponse;
 

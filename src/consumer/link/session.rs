@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::inbox::{Delivery, Inbox};
-use super::link::{Command, Link, Purpose, Queue, Written};
+use super::{Command, Link, Purpose, Queue, Written};
 use crate::connection::{Queued, Role, WriteBuffer};
+use crate::consumer::work::inbox::{Delivery, Inbox};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, ErrorCode, Message, command};
 
@@ -33,7 +33,7 @@ const OVERRUN_SLACK: u32 = 16;
 /// again only after `msg_timeout`.
 const STRAGGLER: Duration = Duration::from_millis(10);
 
-pub(super) struct Session {
+pub(in crate::consumer) struct Session {
     link: Arc<Link>,
     inbox: Arc<Inbox>,
     /// What is being encoded; swapped with the link's queue, so that neither allocates.
@@ -71,7 +71,7 @@ struct Leaving {
 }
 
 impl Session {
-    pub(super) fn new(link: Arc<Link>, inbox: Arc<Inbox>) -> Self {
+    pub(in crate::consumer) fn new(link: Arc<Link>, inbox: Arc<Inbox>) -> Self {
         Self {
             link,
             inbox,
@@ -93,12 +93,12 @@ impl Session {
     }
 
     /// How many messages were delivered and their answers not encoded.
-    pub(super) fn in_flight(&self) -> u32 {
+    pub(in crate::consumer) fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
     /// The connection has ended, and so much was written. Returns how many answers were encoded and have not left.
-    pub(super) fn end(&mut self, written: &WriteBuffer) -> u32 {
+    pub(in crate::consumer) fn end(&mut self, written: &WriteBuffer) -> u32 {
         self.count_written(written.written());
         self.leaving_answers.iter().map(|leaving| leaving.answered).sum()
     }

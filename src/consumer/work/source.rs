@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use super::desk::Desk;
-use super::duplicates::{Admission, Unstarted};
 use super::inbox::{Delivery, Inbox, Pace, Take};
 use super::lookout::Lookout;
-use super::message::Message;
+use crate::consumer::answer::desk::Desk;
+use crate::consumer::duplicates::{Admission, Unstarted};
+use crate::consumer::message::Message;
 
 /// The worker's number under which a source takes: it is the only one that does.
 const NUMBER: usize = 0;
@@ -21,7 +21,7 @@ type Asking = Pin<Box<dyn Future<Output = Option<Unstarted>> + Send>>;
 
 /// Takes messages from the inbox, and keeps those away that are not to be handled: duplicates, and those that exceed
 /// `max_attempts`.
-pub(super) struct Source {
+pub(in crate::consumer) struct Source {
     inbox: Arc<Inbox>,
     desk: Arc<Desk>,
     runtime: Handle,
@@ -34,7 +34,7 @@ pub(super) struct Source {
 
 impl Source {
     /// A source within the current runtime.
-    pub(super) fn new(inbox: Arc<Inbox>, desk: Arc<Desk>) -> Self {
+    pub(in crate::consumer) fn new(inbox: Arc<Inbox>, desk: Arc<Desk>) -> Self {
         Self {
             inbox,
             desk,
@@ -45,7 +45,11 @@ impl Source {
     }
 
     /// The next message that is to be handled, or `None` once the consumer ends.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, lookout: Option<&Lookout>) -> Poll<Option<Unstarted>> {
+    pub(in crate::consumer) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        lookout: Option<&Lookout>,
+    ) -> Poll<Option<Unstarted>> {
         while self.giving_up.try_join_next().is_some() {}
         loop {
             if let Some(asking) = self.asking() {
@@ -75,7 +79,7 @@ impl Source {
     }
 
     /// Gives back the message that may be a duplicate, since nobody asks for it any more.
-    pub(super) fn stop_asking(&mut self) {
+    pub(in crate::consumer) fn stop_asking(&mut self) {
         *self.asking() = None;
     }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::lease::Lease;
-use super::link::{Command, Link};
-use super::panics::caught;
+use crate::consumer::link::{Command, Link};
+use crate::consumer::work::panics::caught;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::MessageId;
 
@@ -28,20 +28,20 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// What a handler may take.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Patience {
+pub(in crate::consumer) struct Patience {
     /// Whether its message is touched while it waits.
-    pub(super) keep_alive: bool,
+    pub(in crate::consumer) keep_alive: bool,
     /// How long it may go on after it first waits.
-    pub(super) handler_timeout: Option<Duration>,
+    pub(in crate::consumer) handler_timeout: Option<Duration>,
 }
 
 impl Patience {
-    pub(super) fn is_unlimited(&self) -> bool {
+    pub(in crate::consumer) fn is_unlimited(&self) -> bool {
         !self.keep_alive && self.handler_timeout.is_none()
     }
 
     /// For what is not the handler's doing.
-    pub(super) fn without_timeout(self) -> Self {
+    pub(in crate::consumer) fn without_timeout(self) -> Self {
         Self {
             handler_timeout: None,
             ..self
@@ -51,7 +51,7 @@ impl Patience {
 
 /// Why a future was not run to its end.
 #[derive(Debug)]
-pub(super) enum Cut {
+pub(in crate::consumer) enum Cut {
     /// nsqd has taken the message back, or the connection has ended.
     Lost(Error),
     /// It took longer than this.
@@ -60,7 +60,7 @@ pub(super) enum Cut {
 
 /// When nsqd takes a message back. All times are counted from the delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Term {
+pub(in crate::consumer) struct Term {
     msg_timeout: Duration,
     /// However often it is touched.
     last: Duration,
@@ -83,7 +83,7 @@ impl Term {
         self.touched.saturating_add(self.msg_timeout).min(self.last)
     }
 
-    pub(super) fn left(&self, now: Duration) -> Duration {
+    pub(in crate::consumer) fn left(&self, now: Duration) -> Duration {
         self.end().saturating_sub(now)
     }
 
@@ -166,14 +166,14 @@ impl Vigil {
 
 /// A message in flight, for whoever touches it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Grip<'a> {
-    pub(super) link: &'a Arc<Link>,
-    pub(super) id: MessageId,
-    pub(super) delivered_at: Instant,
+pub(in crate::consumer) struct Grip<'a> {
+    pub(in crate::consumer) link: &'a Arc<Link>,
+    pub(in crate::consumer) id: MessageId,
+    pub(in crate::consumer) delivered_at: Instant,
     /// When it was last touched, in milliseconds after the delivery.
-    pub(super) touched_ms: &'a AtomicU32,
+    pub(in crate::consumer) touched_ms: &'a AtomicU32,
     /// Tells when it is answered, where that is somebody else's business.
-    pub(super) lease: Option<&'a Lease>,
+    pub(in crate::consumer) lease: Option<&'a Lease>,
 }
 
 impl Grip<'_> {
@@ -187,11 +187,11 @@ impl Grip<'_> {
     }
 
     /// How long nsqd waits from now on.
-    pub(super) fn time_left(&self) -> Duration {
+    pub(in crate::consumer) fn time_left(&self) -> Duration {
         self.term().left(self.now())
     }
 
-    pub(super) fn touch(&self) -> Result<()> {
+    pub(in crate::consumer) fn touch(&self) -> Result<()> {
         self.link.send(Command::Touch(self.id))?;
         let since = u32::try_from(self.now().as_millis()).unwrap_or(u32::MAX);
         self.touched_ms.store(since, Ordering::Relaxed);
@@ -222,7 +222,11 @@ impl Grip<'_> {
     }
 
     /// Runs a future and touches the message meanwhile. Without keep-alive the loss of the message ends nothing.
-    pub(super) async fn keep<F: Future>(&self, patience: Patience, future: Pin<&mut F>) -> Result<F::Output, Cut> {
+    pub(in crate::consumer) async fn keep<F: Future>(
+        &self,
+        patience: Patience,
+        future: Pin<&mut F>,
+    ) -> Result<F::Output, Cut> {
         let mut watch = patience.keep_alive.then(|| self.link.watch(self.id));
         let result = self.keep_watched(patience, future, async {
             match &mut watch {
@@ -290,7 +294,7 @@ impl Grip<'_> {
 
     /// [`keep`](Self::keep) for the consumer's own handlers. A future that is cut off is dropped. One whose message is lost
     /// is polled once more before, so that it can take note, and nothing is answered.
-    pub(super) async fn attend<F: Future>(
+    pub(in crate::consumer) async fn attend<F: Future>(
         &self,
         patience: Patience,
         mut slot: Pin<&mut Option<F>>,
@@ -318,7 +322,7 @@ impl Grip<'_> {
 }
 
 /// Polls a future that can be dropped where it lies.
-pub(super) fn poll_slot<F: Future>(slot: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<F::Output> {
+pub(in crate::consumer) fn poll_slot<F: Future>(slot: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<F::Output> {
     match slot.as_pin_mut() {
         Some(future) => future.poll(cx),
         None => Poll::Pending,

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::State;
+use super::State;
 use crate::discovery::LookupdFacts;
 use crate::error::{Error, ErrorKind, Step};
 use crate::name::Topic;
 
-/// What [`Consumer::ready`](super::Consumer::ready) ends with when its deadline passes.
-pub(super) fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
+/// What [`Consumer::ready`](crate::consumer::Consumer::ready) ends with when its deadline passes.
+pub(in crate::consumer) fn not_ready(topic: &Topic, state: &State, deadline: Duration) -> Error {
     let failing_lookups: Vec<&Error> = state.lookupds.iter().filter_map(LookupdFacts::failure).collect();
     let answering = state.lookupds.iter().filter(|lookupd| lookupd.is_answering());
     let answering: Vec<&str> = answering.map(|lookupd| &*lookupd.address).collect();

@@ -13,8 +13,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::time::Instant;
 
 use super::answers::{Answer, Answers};
-use super::flow::ConnectionId;
-use super::link::Link;
+use crate::consumer::flow::ConnectionId;
+use crate::consumer::link::Link;
 use crate::protocol::{self, MessageId};
 
 /// The most that one worker takes at once. One lock per 64 messages is below what can be measured.
@@ -25,16 +25,16 @@ const EAGER_TAKE: usize = 4;
 
 /// A message and the connection that delivered it.
 #[derive(Clone, Debug)]
-pub(super) struct Delivery {
-    pub(super) message: protocol::Message,
-    pub(super) link: Arc<Link>,
+pub(in crate::consumer) struct Delivery {
+    pub(in crate::consumer) message: protocol::Message,
+    pub(in crate::consumer) link: Arc<Link>,
     /// When it was read.
-    pub(super) delivered_at: Instant,
+    pub(in crate::consumer) delivered_at: Instant,
 }
 
 /// Messages that are delivered and not begun.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(in crate::consumer) struct Inbox {
     state: Mutex<State>,
     groups: Vec<Group>,
     /// Whether somebody looks after workers that are stuck.
@@ -79,7 +79,7 @@ struct Taken {
 
 /// How a group went, for the size of the next ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(in crate::consumer) enum Pace {
     /// Every handler returned at once.
     Quick,
     /// A handler had to wait for something.
@@ -90,7 +90,7 @@ pub(super) enum Pace {
 
 /// What [`Inbox::poll_take`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Take {
+pub(in crate::consumer) enum Take {
     /// Messages are in the worker's group. Somebody has to be told to watch over it if `unwatched`. Another worker was
     /// woken if `woken`.
     Messages { unwatched: bool, woken: bool },
@@ -100,7 +100,7 @@ pub(super) enum Take {
 
 /// What [`Inbox::relieve_stuck`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(in crate::consumer) enum Look {
     /// Workers are at work, some of them newly found to be `stuck`: look again.
     Again { stuck: bool },
     /// There is nothing to look after, or somebody else has begun to.
@@ -109,7 +109,7 @@ pub(super) enum Look {
 
 /// What [`Inbox::next`] found.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(in crate::consumer) enum Next {
     Message(Delivery),
     /// Answers were handed over and have woken a driver. Ask again once it had the chance to run.
     Woken,
@@ -118,7 +118,7 @@ pub(super) enum Next {
 }
 
 impl Inbox {
-    pub(super) fn new(workers: usize) -> Self {
+    pub(in crate::consumer) fn new(workers: usize) -> Self {
         Self {
             state: Mutex::new(State {
                 messages: VecDeque::new(),
@@ -138,7 +138,7 @@ impl Inbox {
     }
 
     /// Appends messages and wakes one worker. Leaves them where they are if the inbox is closed.
-    pub(super) fn append(&self, messages: &mut Vec<Delivery>) {
+    pub(in crate::consumer) fn append(&self, messages: &mut Vec<Delivery>) {
         let mut state = self.lock();
         if state.closed || messages.is_empty() {
             return;
@@ -150,7 +150,7 @@ impl Inbox {
     }
 
     /// Fills the group of `worker` or arranges for it to be woken.
-    pub(super) fn poll_take(&self, worker: usize, cx: &Context<'_>) -> Poll<Take> {
+    pub(in crate::consumer) fn poll_take(&self, worker: usize, cx: &Context<'_>) -> Poll<Take> {
         let mut guard = self.lock();
         let state = &mut *guard;
         if state.messages.is_empty() {
@@ -185,7 +185,7 @@ impl Inbox {
     }
 
     /// Keeps the answer to the message before, and takes the next message of a worker's group.
-    pub(super) fn next(&self, worker: usize, answer: Option<Answer>) -> Next {
+    pub(in crate::consumer) fn next(&self, worker: usize, answer: Option<Answer>) -> Next {
         let mut group = self.groups[worker].lock();
         group.moved = true;
         group.handling = None;
@@ -204,13 +204,13 @@ impl Inbox {
     }
 
     /// Takes the next message of a worker's group, for somebody who has no handler that is to be watched.
-    pub(super) fn pop(&self, worker: usize) -> Option<Delivery> {
+    pub(in crate::consumer) fn pop(&self, worker: usize) -> Option<Delivery> {
         self.groups[worker].lock().messages.pop_front()
     }
 
     /// The handler of `worker` has to wait, or takes long: its answers leave, the rest of its group goes back to the
     /// front of the inbox, and another worker is woken for what is there.
-    pub(super) fn give_back(&self, worker: usize) {
+    pub(in crate::consumer) fn give_back(&self, worker: usize) {
         let mut state = self.lock();
         let mut group = self.groups[worker].lock();
         group.polled = false;
@@ -228,17 +228,17 @@ impl Inbox {
     }
 
     /// How many answers a worker holds.
-    pub(super) fn held(&self, worker: usize) -> usize {
+    pub(in crate::consumer) fn held(&self, worker: usize) -> usize {
         self.groups[worker].lock().answers.len()
     }
 
     /// Hands over the answers of a worker. Returns whether a driver was asleep and has been woken.
-    pub(super) fn hand_over(&self, worker: usize) -> bool {
+    pub(in crate::consumer) fn hand_over(&self, worker: usize) -> bool {
         self.groups[worker].lock().answers.hand_over()
     }
 
     /// A worker has ended, perhaps in the middle of a handler.
-    pub(super) fn retire(&self, worker: usize) {
+    pub(in crate::consumer) fn retire(&self, worker: usize) {
         let mut group = self.groups[worker].lock();
         group.handling = None;
         group.polled = false;
@@ -246,12 +246,12 @@ impl Inbox {
     }
 
     /// The messages that workers are handling.
-    pub(super) fn handling(&self) -> Vec<(ConnectionId, MessageId)> {
+    pub(in crate::consumer) fn handling(&self) -> Vec<(ConnectionId, MessageId)> {
         self.groups.iter().filter_map(|group| group.lock().handling).collect()
     }
 
     /// A worker is through with its group.
-    pub(super) fn adapt(&self, pace: Pace) {
+    pub(in crate::consumer) fn adapt(&self, pace: Pace) {
         let mut state = self.lock();
         state.limit = match pace {
             Pace::Quick => (state.limit * 2).min(LARGEST_TAKE),
@@ -266,7 +266,7 @@ impl Inbox {
     }
 
     /// The handler of `worker` is polled once more. Returns whether somebody has to be told to watch over it.
-    pub(super) fn poll_begins(&self, worker: usize) -> bool {
+    pub(in crate::consumer) fn poll_begins(&self, worker: usize) -> bool {
         let mut group = self.groups[worker].lock();
         group.moved = true;
         group.polled = true;
@@ -275,7 +275,7 @@ impl Inbox {
     }
 
     /// The handler of `worker` has returned from its poll.
-    pub(super) fn poll_ends(&self, worker: usize) {
+    pub(in crate::consumer) fn poll_ends(&self, worker: usize) {
         self.groups[worker].lock().polled = false;
     }
 
@@ -286,7 +286,7 @@ impl Inbox {
 
     /// Looks after workers that have not moved since the last call: their handlers block their threads. Another worker
     /// gets what they have taken, and the answers that they hold are handed over.
-    pub(super) fn relieve_stuck(&self) -> Look {
+    pub(in crate::consumer) fn relieve_stuck(&self) -> Look {
         // Before the look, so that whoever comes after it begins a watch of its own.
         self.watched.store(false, Ordering::SeqCst);
         let mut guard = self.lock();
@@ -330,7 +330,7 @@ impl Inbox {
 
     /// Lets nothing more in, hands all answers over and returns all that no handler has begun. Workers end once they have
     /// nothing.
-    pub(super) fn close(&self) -> Vec<Delivery> {
+    pub(in crate::consumer) fn close(&self) -> Vec<Delivery> {
         let mut state = self.lock();
         state.closed = true;
         let mut unstarted: Vec<_> = state.messages.drain(..).collect();
@@ -347,7 +347,7 @@ impl Inbox {
 
     /// Forgets what a connection delivered and no handler has begun: the connection is gone, and nsqd delivers these
     /// messages again. Kept, they would pile up behind stuck handlers with each reconnection.
-    pub(super) fn forget(&self, link: &Arc<Link>) {
+    pub(in crate::consumer) fn forget(&self, link: &Arc<Link>) {
         let of_another = |delivery: &Delivery| !Arc::ptr_eq(&delivery.link, link);
         let mut state = self.lock();
         state.messages.retain(of_another);
@@ -357,7 +357,7 @@ impl Inbox {
     }
 
     /// Gives back what a burst has made the queues grow to.
-    pub(super) fn shrink(&self) {
+    pub(in crate::consumer) fn shrink(&self) {
         let mut state = self.lock();
         if state.messages.is_empty() {
             state.messages = VecDeque::new();
@@ -405,9 +405,9 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::super::desk::Desk;
-    use super::super::link::Command;
     use super::*;
+    use crate::consumer::answer::desk::Desk;
+    use crate::consumer::link::Command;
     use crate::protocol::IdentifyResponse;
 
     #[derive(Default)]

@@ -8,14 +8,14 @@ use crate::producer::Producer;
 
 /// The topic for messages that are given up, and the way there.
 #[derive(Clone, Debug)]
-pub(super) struct DeadLetters {
+pub(in crate::consumer) struct DeadLetters {
     producer: Producer,
     topic: Topic,
 }
 
 impl DeadLetters {
     /// For messages of the topic `consumed`.
-    pub(super) fn new(producer: Producer, topic: Topic, consumed: &Topic) -> Self {
+    pub(in crate::consumer) fn new(producer: Producer, topic: Topic, consumed: &Topic) -> Self {
         if topic == *consumed {
             tracing::warn!(
                 "the dead-letter topic is {topic}, the one consumed: unless it is another cluster's, messages that are given up \
@@ -26,7 +26,7 @@ impl DeadLetters {
     }
 
     /// Publishes a message that is given up. The message is to be finished only if this is `Ok`.
-    pub(super) async fn publish(&self, body: Bytes) -> Result<(), Error> {
+    pub(in crate::consumer) async fn publish(&self, body: Bytes) -> Result<(), Error> {
         let published = self.producer.publish(self.topic.clone(), body).await;
         if let Err(error) = &published {
             let again = match error.kind() {

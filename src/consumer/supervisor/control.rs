@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::supervisor::Supervisor;
+use super::Supervisor;
 use crate::config::LookupdConfig;
 use crate::error::{Error, ErrorKind, Result, Step};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, Step};
 type Reply = oneshot::Sender<Result<bool>>;
 
 #[derive(Debug)]
-pub(super) enum Control {
+pub(in crate::consumer) enum Control {
     SetMaxInFlight(u32),
     SetPaused(bool),
     AddNsqd(Arc<str>, Reply),
@@ -25,7 +25,7 @@ pub(super) enum Control {
 
 impl Supervisor {
     /// Does what was asked. What is left over is the wish to end: by when, if the handle said so.
-    pub(super) fn handle_control(&mut self, control: Option<Control>) -> Option<End> {
+    pub(in crate::consumer) fn handle_control(&mut self, control: Option<Control>) -> Option<End> {
         let now = Instant::now().into_std();
         match control {
             Some(Control::SetMaxInFlight(max)) => self.flow.set_max_in_flight(max, now),
@@ -84,7 +84,7 @@ impl Supervisor {
 
 /// How a consumer is to end.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum End {
+pub(in crate::consumer) enum End {
     By(Instant),
     Dropped,
 }
@@ -94,6 +94,6 @@ fn answer(reply: Reply, result: Result<bool>) {
     let _nobody_waits = reply.send(result);
 }
 
-pub(super) fn ended() -> Error {
+pub(in crate::consumer) fn ended() -> Error {
     Error::new(ErrorKind::Shutdown, Step::Configure, "the consumer has ended")
 }

@@ -1,5 +1,8 @@
 //! What is known of a consumer, for whoever asks: read without waiting for any task.
 
+pub(super) mod follow;
+pub(super) mod ready;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,49 +10,49 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::flow::PauseReason;
-use super::link::Link;
+use crate::consumer::flow::PauseReason;
+use crate::consumer::link::Link;
 use crate::discovery::{LookupdFacts, LookupdStats, NsqdDiscovered, NsqdFacts};
 use crate::error::Error;
 use crate::protocol::MessageId;
 
 /// The supervisor's picture, published whenever it changes.
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(in crate::consumer) struct State {
     /// The connections that are subscribed.
-    pub(super) links: Vec<Arc<Link>>,
+    pub(in crate::consumer) links: Vec<Arc<Link>>,
     /// Messages delivered by connections that have ended.
-    pub(super) received_before: u64,
+    pub(in crate::consumer) received_before: u64,
     /// The nsqds to be connected to.
-    pub(super) nodes: BTreeSet<Arc<str>>,
+    pub(in crate::consumer) nodes: BTreeSet<Arc<str>>,
     /// Those of them without a connection, and why.
-    pub(super) failing: BTreeMap<Arc<str>, Error>,
+    pub(in crate::consumer) failing: BTreeMap<Arc<str>, Error>,
     /// How each nsqlookupd does.
-    pub(super) lookupds: Vec<LookupdFacts>,
+    pub(in crate::consumer) lookupds: Vec<LookupdFacts>,
     /// The nsqds that they announce.
-    pub(super) discovered: Vec<NsqdFacts>,
-    pub(super) flow: FlowPicture,
+    pub(in crate::consumer) discovered: Vec<NsqdFacts>,
+    pub(in crate::consumer) flow: FlowPicture,
     /// Set at the end.
-    pub(super) report: Option<ConsumerReport>,
+    pub(in crate::consumer) report: Option<ConsumerReport>,
 }
 
 /// What the flow has decided for the consumer as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FlowPicture {
-    pub(super) max_in_flight: u32,
-    pub(super) paused: bool,
-    pub(super) backoff_level: u32,
-    pub(super) backoff_until: Option<std::time::Instant>,
+pub(in crate::consumer) struct FlowPicture {
+    pub(in crate::consumer) max_in_flight: u32,
+    pub(in crate::consumer) paused: bool,
+    pub(in crate::consumer) backoff_level: u32,
+    pub(in crate::consumer) backoff_until: Option<std::time::Instant>,
 }
 
 impl State {
-    pub(super) fn retire(&mut self, link: &Arc<Link>) {
+    pub(in crate::consumer) fn retire(&mut self, link: &Arc<Link>) {
         self.links.retain(|live| !Arc::ptr_eq(live, link));
         self.received_before += link.received();
     }
 
     /// All of it for whoever asks.
-    pub(super) fn stats(&self, counts: &Counts) -> ConsumerStats {
+    pub(in crate::consumer) fn stats(&self, counts: &Counts) -> ConsumerStats {
         let now = Instant::now().into_std();
         let links: Vec<ConnectionStats> = self.links.iter().map(|link| link.stats()).collect();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -105,7 +108,7 @@ impl State {
     }
 }
 
-/// One connection of a consumer at one moment: see [`Consumer::connections`](super::Consumer::connections).
+/// One connection of a consumer at one moment: see [`Consumer::connections`](crate::consumer::Consumer::connections).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionStats {
@@ -137,24 +140,24 @@ pub struct NsqdStats {
 
 /// What has become of messages, over all of a consumer's life.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) finished: AtomicU64,
-    pub(super) requeued: AtomicU64,
-    pub(super) given_up: AtomicU64,
+pub(in crate::consumer) struct Counts {
+    pub(in crate::consumer) finished: AtomicU64,
+    pub(in crate::consumer) requeued: AtomicU64,
+    pub(in crate::consumer) given_up: AtomicU64,
     /// Deliveries of messages that were finished before.
-    pub(super) duplicates: AtomicU64,
+    pub(in crate::consumer) duplicates: AtomicU64,
     /// Given back without being begun.
-    pub(super) returned: AtomicU64,
+    pub(in crate::consumer) returned: AtomicU64,
     /// Lost while they were handled, so that their handlers were stopped.
-    pub(super) timed_out: AtomicU64,
-    pub(super) handler_timeouts: AtomicU64,
+    pub(in crate::consumer) timed_out: AtomicU64,
+    pub(in crate::consumer) handler_timeouts: AtomicU64,
     /// Answers that nsqd has refused.
-    pub(super) refused: AtomicU64,
+    pub(in crate::consumer) refused: AtomicU64,
     /// Answers that were lost with their connections.
-    pub(super) unsent: AtomicU64,
+    pub(in crate::consumer) unsent: AtomicU64,
 }
 
-/// A consumer at one moment: see [`Consumer::stats`](super::Consumer::stats).
+/// A consumer at one moment: see [`Consumer::stats`](crate::consumer::Consumer::stats).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ConsumerStats {
@@ -171,12 +174,12 @@ pub struct ConsumerStats {
     /// Messages given up.
     pub given_up: u64,
     /// Deliveries that were not handled, because their message was finished before: see
-    /// [`skip_duplicates`](super::ConsumerBuilder::skip_duplicates). They are among those finished.
+    /// [`skip_duplicates`](crate::consumer::ConsumerBuilder::skip_duplicates). They are among those finished.
     pub duplicates: u64,
     /// Messages that nsqd has taken back and whose handlers were stopped for that, under
-    /// [`keep_alive`](super::ConsumerBuilder::keep_alive). Nothing was answered.
+    /// [`keep_alive`](crate::consumer::ConsumerBuilder::keep_alive). Nothing was answered.
     pub timed_out: u64,
-    /// Handlers that were stopped by [`handler_timeout`](super::ConsumerBuilder::handler_timeout); their messages count
+    /// Handlers that were stopped by [`handler_timeout`](crate::consumer::ConsumerBuilder::handler_timeout); their messages count
     /// as requeued, too.
     pub handler_timeouts: u64,
     /// Answers that nsqd has refused, because they came after `msg_timeout`, touches included.
@@ -185,7 +188,7 @@ pub struct ConsumerStats {
     pub unsent: u64,
     /// What `max_in_flight` is now.
     pub max_in_flight: u32,
-    /// Whether the consumer is [paused](super::Consumer::pause).
+    /// Whether the consumer is [paused](crate::consumer::Consumer::pause).
     pub paused: bool,
     /// Failures that are not yet made up for by successes; above 0 the consumer is in backoff.
     pub backoff_level: u32,
@@ -208,7 +211,7 @@ pub struct MessageRef {
     pub id: MessageId,
 }
 
-/// What a consumer did until its end: see [`Consumer::shutdown`](super::Consumer::shutdown).
+/// What a consumer did until its end: see [`Consumer::shutdown`](crate::consumer::Consumer::shutdown).
 ///
 /// An answer counts once it is written to its socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

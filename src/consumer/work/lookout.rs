@@ -18,7 +18,7 @@ const STUCK: Duration = Duration::from_millis(5);
 
 /// The lookout over a consumer's workers. It takes a thread of the blocking pool while handlers are run, and wakes it
 /// once per [`STUCK`].
-pub(super) struct Lookout {
+pub(in crate::consumer) struct Lookout {
     inbox: Arc<Inbox>,
     /// Whether there are other threads that could take over.
     useful: bool,
@@ -26,7 +26,7 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// A lookout for workers of the current runtime.
-    pub(super) fn new(inbox: Arc<Inbox>) -> Self {
+    pub(in crate::consumer) fn new(inbox: Arc<Inbox>) -> Self {
         Self {
             inbox,
             useful: Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread,
@@ -34,7 +34,7 @@ impl Lookout {
     }
 
     /// Begins to look, until nothing is left to look after. To be called when the inbox says that nobody does.
-    pub(super) fn begin(&self) {
+    pub(in crate::consumer) fn begin(&self) {
         if !self.useful {
             return;
         }

@@ -6,12 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::{Context, Poll};
 
-use super::handler::BoxError;
+use crate::consumer::handler::BoxError;
 
 /// Runs what `make` makes and turns a panic, in either, into an error: it stays within its message.
 ///
 /// What the panic left half-done belongs to the handler, which knows that it shares state with others.
-pub(super) async fn catch_panic<F, E>(make: impl FnOnce() -> F) -> Result<(), BoxError>
+pub(in crate::consumer) async fn catch_panic<F, E>(make: impl FnOnce() -> F) -> Result<(), BoxError>
 where
     F: Future<Output = Result<(), E>>,
     E: Into<BoxError>,
@@ -34,7 +34,7 @@ where
 }
 
 /// Turns a panic within `run` into an error.
-pub(super) fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
+pub(in crate::consumer) fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| Err(panicked(payload)))
 }
 

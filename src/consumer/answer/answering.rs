@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
-use super::link::Link;
+use crate::consumer::link::Link;
 use crate::error::{Error, ErrorKind, Result, Step};
 
-/// An answer to a message on its way: see [`Message::finish`](super::Message::finish).
+/// An answer to a message on its way: see [`Message::finish`](crate::consumer::Message::finish).
 ///
 /// The answer is queued already, and leaves whether or not this is awaited. Awaited, it is `Ok` once the answer has been
 /// written to the socket.
@@ -24,7 +24,7 @@ pub struct Answering {
 
 /// How far an answer has come.
 #[derive(Debug)]
-pub(super) enum Sent {
+pub(in crate::consumer) enum Sent {
     /// It is in this connection's queue.
     Queued(Arc<Link>),
     /// It takes the way over the supervisor, or is being written: whoever writes it will tell.
@@ -34,11 +34,11 @@ pub(super) enum Sent {
 }
 
 impl Answering {
-    pub(super) fn new(sent: Sent) -> Self {
+    pub(in crate::consumer) fn new(sent: Sent) -> Self {
         Self { sent }
     }
 
-    pub(super) fn failed(error: Error) -> Self {
+    pub(in crate::consumer) fn failed(error: Error) -> Self {
         Self::new(Sent::Failed(error))
     }
 }

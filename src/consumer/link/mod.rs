@@ -1,5 +1,8 @@
 //! What a connection shares with the rest of the consumer: the way back for answers, and counts.
 
+pub(super) mod refusal;
+pub(super) mod session;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -7,11 +10,11 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::desk::Desk;
-use super::flow::{ConnectionId, PauseReason};
-use super::mailbox::Event;
-use super::refusal::{AnswerRefused, Watch, Watches, refused_id};
-use super::state::ConnectionStats;
+use self::refusal::{AnswerRefused, Watch, Watches, refused_id};
+use crate::consumer::answer::desk::Desk;
+use crate::consumer::flow::{ConnectionId, PauseReason};
+use crate::consumer::state::ConnectionStats;
+use crate::consumer::supervisor::mailbox::Event;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{ErrorCode, IdentifyResponse, MessageId};
 
@@ -28,7 +31,7 @@ fn is_marker(id: &MessageId) -> bool {
 
 /// What a connection is told to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub(in crate::consumer) enum Command {
     Finish(MessageId),
     Requeue {
         id: MessageId,
@@ -47,7 +50,7 @@ pub(super) enum Command {
 
 /// Why a message is requeued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(in crate::consumer) enum Purpose {
     /// It was not handled.
     Failed,
     /// No handler has begun with it.
@@ -58,7 +61,7 @@ pub(super) enum Purpose {
 
 impl Command {
     /// Gives a message back at once: no attempt of ours was spent on it, or the consumer is ending.
-    pub(super) fn give_back(id: MessageId, purpose: Purpose) -> Self {
+    pub(in crate::consumer) fn give_back(id: MessageId, purpose: Purpose) -> Self {
         Self::Requeue {
             id,
             delay_ms: 0,
@@ -68,21 +71,21 @@ impl Command {
 }
 
 /// Is told when everything that was queued before it has been written to the socket, or that it will not be.
-pub(super) type Written = oneshot::Sender<Result<()>>;
+pub(in crate::consumer) type Written = oneshot::Sender<Result<()>>;
 
 /// One connection, from its handshake to its end. A new connection to the same nsqd is a new link, so that an answer
 /// can never reach a connection that did not deliver its message.
 #[derive(Debug)]
-pub(super) struct Link {
-    pub(super) id: ConnectionId,
-    pub(super) address: Arc<str>,
+pub(in crate::consumer) struct Link {
+    pub(in crate::consumer) id: ConnectionId,
+    pub(in crate::consumer) address: Arc<str>,
     /// What nsqd allows at most.
-    pub(super) max_rdy_count: u32,
+    pub(in crate::consumer) max_rdy_count: u32,
     /// How long nsqd waits for an answer, from a delivery or a TOUCH on.
-    pub(super) msg_timeout: Duration,
+    pub(in crate::consumer) msg_timeout: Duration,
     /// How long after the delivery a TOUCH can move that at most.
-    pub(super) max_msg_timeout: Duration,
-    pub(super) desk: Arc<Desk>,
+    pub(in crate::consumer) max_msg_timeout: Duration,
+    pub(in crate::consumer) desk: Arc<Desk>,
     outbox: Mutex<Outbox>,
     watches: Arc<Watches>,
     /// How many times an answer was confirmed: see [`Link::next_marker`].
@@ -111,7 +114,12 @@ struct Outbox {
 }
 
 impl Link {
-    pub(super) fn new(id: ConnectionId, address: Arc<str>, granted: &IdentifyResponse, desk: Arc<Desk>) -> Self {
+    pub(in crate::consumer) fn new(
+        id: ConnectionId,
+        address: Arc<str>,
+        granted: &IdentifyResponse,
+        desk: Arc<Desk>,
+    ) -> Self {
         Self {
             id,
             address,
@@ -144,12 +152,12 @@ impl Link {
     }
 
     /// Whether the connection still takes answers.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::consumer) fn check(&self) -> Result<()> {
         if self.lock().closed { Err(self.gone()) } else { Ok(()) }
     }
 
     /// Queues one command.
-    pub(super) fn send(&self, command: Command) -> Result<()> {
+    pub(in crate::consumer) fn send(&self, command: Command) -> Result<()> {
         let mut outbox = self.lock();
         if outbox.closed {
             return Err(self.gone());
@@ -175,13 +183,13 @@ impl Link {
     }
 
     /// Resolves once everything that is queued now has been written to the socket.
-    pub(super) fn written(&self) -> oneshot::Receiver<Result<()>> {
+    pub(in crate::consumer) fn written(&self) -> oneshot::Receiver<Result<()>> {
         let (written, receiver) = oneshot::channel();
         self.tell_when_written(written);
         receiver
     }
 
-    pub(super) fn tell_when_written(&self, written: Written) {
+    pub(in crate::consumer) fn tell_when_written(&self, written: Written) {
         let mut outbox = self.lock();
         if outbox.closed {
             drop(outbox);
@@ -197,19 +205,19 @@ impl Link {
     }
 
     /// Watches a message for nsqd's refusal of an answer to it, and for the connection's end.
-    pub(super) fn watch(&self, id: MessageId) -> Watch {
+    pub(in crate::consumer) fn watch(&self, id: MessageId) -> Watch {
         self.watches.watch(id)
     }
 
     /// A message is known to be lost although nsqd has refused nothing: tells whoever watches it.
-    pub(super) fn lose(&self, id: MessageId, error: Error) {
+    pub(in crate::consumer) fn lose(&self, id: MessageId, error: Error) {
         self.watches.refuse(id, error);
     }
 
     /// nsqd has delivered this message. If somebody is still at work on an earlier delivery of it on this connection, that
     /// one is lost: to nsqd, only the new one is in flight.
     #[inline]
-    pub(super) fn handle_delivery(&self, id: MessageId) {
+    pub(in crate::consumer) fn handle_delivery(&self, id: MessageId) {
         if self.watches.any() {
             self.handle_redelivery(id);
         }
@@ -226,7 +234,7 @@ impl Link {
     }
 
     /// nsqd has refused FIN, REQ or TOUCH.
-    pub(super) fn refused(&self, code: ErrorCode, text: &str) {
+    pub(in crate::consumer) fn refused(&self, code: ErrorCode, text: &str) {
         let id = refused_id(text);
         let error = Error::rejected(Step::Handle, text).at(&self.address);
         if let Some(id) = id {
@@ -251,7 +259,7 @@ impl Link {
 
     /// An id that no message has. nsqd refuses a TOUCH of it, after it has carried out everything sent before: the one
     /// answer that it gives to a subscribed client.
-    pub(super) fn next_marker(&self) -> MessageId {
+    pub(in crate::consumer) fn next_marker(&self) -> MessageId {
         let number = self.markers.fetch_add(1, Ordering::Relaxed);
         let mut id = [0; MessageId::LEN];
         id.copy_from_slice(format!("{MARKER}{number:08x}").as_bytes());
@@ -259,7 +267,7 @@ impl Link {
     }
 
     /// Tells nsqd to send nothing more, and the session to close once everything is answered.
-    pub(super) fn leave(&self) {
+    pub(in crate::consumer) fn leave(&self) {
         for command in [Command::StartClose, Command::Close] {
             // A connection that is gone has nothing to leave.
             let _lost_with_its_connection = self.send(command);
@@ -268,7 +276,7 @@ impl Link {
 
     /// Queues the answers of a group of messages and leaves the vector empty. Returns whether the driver was asleep
     /// and has been woken.
-    pub(super) fn send_all(&self, answers: &mut Vec<Command>) -> bool {
+    pub(in crate::consumer) fn send_all(&self, answers: &mut Vec<Command>) -> bool {
         let mut outbox = self.lock();
         if outbox.closed {
             tracing::debug!(nsqd = %self.address, count = answers.len(), "answers come too late, the connection is gone");
@@ -287,7 +295,7 @@ impl Link {
 
     /// Swaps what is queued into `commands`, which is empty. With fewer than `at_least` queued, none of them urgent,
     /// leaves them.
-    pub(super) fn take(
+    pub(in crate::consumer) fn take(
         &self,
         commands: &mut Vec<Command>,
         written: &mut Vec<Written>,
@@ -317,7 +325,7 @@ impl Link {
     }
 
     /// The connection has ended: commands are refused from now on. Returns how many answers were still queued.
-    pub(super) fn end(&self) -> usize {
+    pub(in crate::consumer) fn end(&self) -> usize {
         let mut outbox = self.lock();
         outbox.closed = true;
         outbox.driver = None;
@@ -338,7 +346,7 @@ impl Link {
     }
 
     /// Gives back what a burst has made the queue grow to.
-    pub(super) fn shrink(&self) {
+    pub(in crate::consumer) fn shrink(&self) {
         let mut outbox = self.lock();
         if outbox.commands.is_empty() {
             outbox.commands = Vec::new();
@@ -346,28 +354,28 @@ impl Link {
     }
 
     /// How many messages are delivered and not answered.
-    pub(super) fn in_flight(&self) -> u32 {
+    pub(in crate::consumer) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::SeqCst)
     }
 
     /// How many messages have been delivered so far.
-    pub(super) fn received(&self) -> u64 {
+    pub(in crate::consumer) fn received(&self) -> u64 {
         self.received.load(Ordering::SeqCst)
     }
 
     /// Whether nsqd sends nothing more until something is answered or RDY is raised.
-    pub(super) fn is_saturated(&self) -> bool {
+    pub(in crate::consumer) fn is_saturated(&self) -> bool {
         let (rdy, _) = *self.decided.lock().unwrap_or_else(PoisonError::into_inner);
         self.in_flight() >= rdy
     }
 
     /// For whoever asks: what the flow has decided. Returns whether it is something new.
-    pub(super) fn set_decided(&self, rdy: u32, paused: Option<PauseReason>) -> bool {
+    pub(in crate::consumer) fn set_decided(&self, rdy: u32, paused: Option<PauseReason>) -> bool {
         let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *decided, (rdy, paused)) != (rdy, paused)
     }
 
-    pub(super) fn stats(&self) -> ConnectionStats {
+    pub(in crate::consumer) fn stats(&self) -> ConnectionStats {
         let (rdy, paused) = *self.decided.lock().unwrap_or_else(PoisonError::into_inner);
         ConnectionStats {
             nsqd: Arc::clone(&self.address),
@@ -379,7 +387,7 @@ impl Link {
     }
 
     /// The session's count, once per turn.
-    pub(super) fn set_in_flight(&self, in_flight: u32, received: u64) {
+    pub(in crate::consumer) fn set_in_flight(&self, in_flight: u32, received: u64) {
         self.in_flight.store(in_flight, Ordering::SeqCst);
         self.received.store(received, Ordering::SeqCst);
         let below = in_flight < self.notify_below.load(Ordering::SeqCst);
@@ -392,7 +400,7 @@ impl Link {
     }
 
     /// The supervisor wants to hear once the number in flight is at or below the one, or above the other.
-    pub(super) fn notify_at(&self, below: Option<u32>, above: Option<u32>) {
+    pub(in crate::consumer) fn notify_at(&self, below: Option<u32>, above: Option<u32>) {
         self.notify_below
             .store(below.map_or(0, |below| below.saturating_add(1)), Ordering::SeqCst);
         self.notify_above.store(above.unwrap_or(u32::MAX), Ordering::SeqCst);
@@ -401,7 +409,7 @@ impl Link {
 
 /// What [`Link::take`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Queue {
+pub(in crate::consumer) enum Queue {
     /// Nothing; the next command wakes the driver.
     Empty,
     /// Fewer than asked for.

@@ -11,17 +11,17 @@ use tokio::task::{coop, yield_now};
 use tokio::time::Instant;
 
 use super::answers::Answer;
-use super::desk::Desk;
-use super::duplicates::{Admission, Ticket, Unstarted};
-use super::handler::{BoxError, Handler, Verdict};
 use super::inbox::{Delivery, Inbox, Next, Pace, Take};
-use super::keep_alive::{Cut, Grip, Patience, poll_slot};
-use super::lease::Lease;
-use super::link::Link;
 use super::lookout::Lookout;
-use super::mailbox::Event;
-use super::message::Message;
 use super::panics::{catch_panic, caught};
+use crate::consumer::answer::desk::Desk;
+use crate::consumer::answer::keep_alive::{Cut, Grip, Patience, poll_slot};
+use crate::consumer::answer::lease::Lease;
+use crate::consumer::duplicates::{Admission, Ticket, Unstarted};
+use crate::consumer::handler::{BoxError, Handler, Verdict};
+use crate::consumer::link::Link;
+use crate::consumer::message::Message;
+use crate::consumer::supervisor::mailbox::Event;
 use crate::protocol::MessageId;
 
 /// A handler that keeps its thread for longer than this, on average, is run side by side with others: waking another
@@ -37,21 +37,21 @@ const ENOUGH_ANSWERS: usize = 1024;
 const LONG_HELD: Duration = Duration::from_micros(500);
 
 /// What all workers of a consumer share.
-pub(super) struct Shop<H> {
-    pub(super) handler: H,
-    pub(super) inbox: Arc<Inbox>,
-    pub(super) lookout: Lookout,
-    pub(super) desk: Arc<Desk>,
+pub(in crate::consumer) struct Shop<H> {
+    pub(in crate::consumer) handler: H,
+    pub(in crate::consumer) inbox: Arc<Inbox>,
+    pub(in crate::consumer) lookout: Lookout,
+    pub(in crate::consumer) desk: Arc<Desk>,
 }
 
-pub(super) struct Worker<H> {
+pub(in crate::consumer) struct Worker<H> {
     number: usize,
     shop: Arc<Shop<H>>,
     lease: Arc<Lease>,
 }
 
 impl<H: Handler> Worker<H> {
-    pub(super) fn new(number: usize, shop: Arc<Shop<H>>) -> Self {
+    pub(in crate::consumer) fn new(number: usize, shop: Arc<Shop<H>>) -> Self {
         Self {
             number,
             shop,
@@ -64,7 +64,7 @@ impl<H: Handler> Worker<H> {
     /// A task that a worker wakes lands in its thread's slot for the next task, which no other thread can take from.
     /// Were a handler to block the thread then, the driver, the supervisor or another worker would be stuck behind it
     /// (C1). So between waking and running a handler there is always a yield. The rest is up to the [`Lookout`].
-    pub(super) async fn run(mut self) {
+    pub(in crate::consumer) async fn run(mut self) {
         let shop = Arc::clone(&self.shop);
         let inbox = &shop.inbox;
         let mut held_since = None;
@@ -291,7 +291,7 @@ impl<H> Drop for Worker<H> {
 }
 
 /// What a handler's result means for its message.
-pub(super) fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
+pub(in crate::consumer) fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
     let Err(error) = result else { return Ok(()) };
     // The error is the user's, and so is what it does when it is displayed or dropped.
     let judged = caught(move || {
