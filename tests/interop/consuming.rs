@@ -198,6 +198,51 @@ async fn c2_c3_three_nsqds_with_two_messages_in_flight_all_get_their_turn_and_an
     assert!(consumer.shutdown(DEADLINE).await.is_clean());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_three_busy_nsqds_that_take_turns_have_no_more_than_two_messages_in_flight() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let (_lookupds, nsqds) = three_nsqds_two_nsqlookupds(&brokers).await;
+    let gate = Gate::closed();
+    let handler = Arc::clone(&gate);
+    let (crossed, tapping) = Tapping::new([]);
+    let connection = ConnectionConfig::new().msg_timeout(Duration::from_secs(600));
+    let builder = nsqds
+        .iter()
+        .fold(Consumer::builder("orders", "billing"), |builder, nsqd| {
+            builder.nsqd(nsqd.tcp_address().to_string())
+        });
+    let consumer = builder
+        .connection(connection.connector(tapping))
+        .max_in_flight(2)
+        .concurrency(10)
+        .low_rdy_timeout(Duration::from_secs(2))
+        .start(move |message: Message| {
+            let gate = Arc::clone(&handler);
+            async move { gate.pass(&message).await }
+        })
+        .await
+        .unwrap();
+    for (number, nsqd) in nsqds.iter().enumerate() {
+        publish_all(nsqd, (0..100).map(|message| format!("{number}/{message}"))).await;
+    }
+    for _ in 0..8 {
+        // Long enough for turns to change while handlers hold on to messages.
+        let held = Instant::now();
+        in_turn("as many messages are in flight as may be", async || {
+            let in_flight = in_flight(&nsqds).await as usize;
+            (2..=2 + crossed.in_flight()).contains(&in_flight) && held.elapsed() > Duration::from_millis(2500)
+        })
+        .await;
+        gate.permits.add_permits(5);
+    }
+    gate.permits.add_permits(1000);
+    in_turn("everything is handled", async || {
+        (0..3).all(|number| gate.handled_from(number) == 100)
+    })
+    .await;
+    assert!(consumer.shutdown(DEADLINE).await.is_clean());
+}
+
 /// Publishes ten and waits until nsqd keeps all but one of them. That one may have been on its way out of nsqd's queue
 /// when it heard of the pause.
 async fn keeps_what_is_published(nsqd: &Nsqd, name: &str) {
