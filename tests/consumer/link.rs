@@ -157,12 +157,20 @@ async fn n4_lesson_41_a_flood_of_messages_beyond_rdy_is_cut_off_and_forgotten() 
     for _ in 0..5 {
         peer.deliver(0..10).await;
         settle().await;
+        let begun = Instant::now();
         let flood = tokio::spawn(async move {
             for round in 0..100 {
                 peer.deliver(1000 * round..1000 * round + 1000).await;
             }
+            // Not closed from this side, whatever happens.
+            peer
         });
         peer = nsqd.accept().await;
+        assert!(
+            begun.elapsed() < SECOND,
+            "it is cut off, not found dead: {:?}",
+            begun.elapsed()
+        );
         flood.await.unwrap();
         let stats = consumer.stats();
         assert!(stats.in_flight <= 36, "{stats:?}");
