@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use async_nsq::test_server::{Lookupd, Nsqd, ServerTls, TlsRequired};
 use async_nsq::transport::{Connecting, Connector, MemoryConnector, MemoryNetwork};
 use async_nsq::{ConnectionConfig, ErrorKind, Step};
 use tokio::time::{Instant, sleep};
@@ -142,12 +143,8 @@ impl Connector for Proxy {
 #[tokio::test(start_paused = true)]
 async fn lesson_63_nsqlookupd_and_nsqds_are_reached_by_the_user_s_own_connector() {
     let network = MemoryNetwork::new();
-    let lookupd = async_nsq::test_server::Lookupd::start_in(&network, "behind-the-proxy:4161")
-        .await
-        .unwrap();
-    let builder = async_nsq::test_server::Nsqd::builder()
-        .lookupd(&lookupd)
-        .broadcast_address("container-7");
+    let lookupd = Lookupd::start_in(&network, "behind-the-proxy:4161").await.unwrap();
+    let builder = Nsqd::builder().lookupd(&lookupd).broadcast_address("container-7");
     let nsqd = builder.start_in(&network, "behind-the-proxy:4150").await.unwrap();
     nsqd.publish("orders", "one").unwrap();
     let asked = Notes::new();
@@ -250,4 +247,25 @@ async fn lesson_67_a_frame_larger_than_allowed_is_not_waited_for() {
         peer = nsqd.accept().await;
         assert_eq!(peer.command().await, Command::Rdy(200));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lesson_64_an_nsqd_that_requires_tls_says_so_and_is_told_from_one_that_is_away() {
+    let network = MemoryNetwork::new();
+    let certified = rcgen::generate_simple_self_signed(["nsqd".to_owned()]).unwrap();
+    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let tls = ServerTls::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+    let builder = Nsqd::builder().tls(tls).tls_required(TlsRequired::Yes);
+    let nsqd = builder.start_in(&network, ADDRESS).await.unwrap();
+    let consumer = consumer_in(&network).nsqd(ADDRESS).start(succeed).await.unwrap();
+    let stats = until(&consumer, |stats| only(stats).failure.is_some()).await;
+    let failure = only(&stats).failure.as_ref().unwrap();
+    assert_eq!(
+        (failure.kind(), failure.address()),
+        (ErrorKind::Unsupported, Some(ADDRESS))
+    );
+    assert!(failure.to_string().contains("requires TLS"), "{failure}");
+    // Nothing is ever subscribed to in clear.
+    sleep(600 * SECOND).await;
+    assert!(nsqd.channel("orders", "billing").is_none());
 }

@@ -1,8 +1,8 @@
 //! Section 3.4: finding nsqds through nsqlookupd.
 
-use async_nsq::test_server::Nsqd;
+use async_nsq::test_server::{Lookupd, Nsqd};
 use async_nsq::transport::MemoryNetwork;
-use async_nsq::{Consumer, ErrorKind, LookupdStatus};
+use async_nsq::{ConnectionConfig, Consumer, ErrorKind, LookupdStatus};
 use tokio::time::{Instant, sleep};
 
 use super::{LOOKUPD, PATIENCE, announced, consumer_in, lookupd, until};
@@ -27,9 +27,7 @@ async fn lesson_54_one_bad_nsqlookupd_neither_delays_nor_ends_discovery() {
     for breaks in 0..4 {
         let network = MemoryNetwork::new();
         let good = lookupd(&network).await;
-        let bad = async_nsq::test_server::Lookupd::start_in(&network, "bad:4161")
-            .await
-            .unwrap();
+        let bad = Lookupd::start_in(&network, "bad:4161").await.unwrap();
         match breaks {
             0 => bad.faults().hang(),
             1 => bad.faults().answer_status(500),
@@ -89,7 +87,7 @@ async fn lesson_55_a_second_channel_gets_the_first_message_of_a_topic_if_it_is_c
         let lookupd = lookupd(&network).await;
         let consumer = |channel: &str| {
             Consumer::builder("orders", channel)
-                .connection(async_nsq::ConnectionConfig::new().connector(network.connector()))
+                .connection(ConnectionConfig::new().connector(network.connector()))
                 .lookupd(LOOKUPD)
                 .create_topic_and_channel(beforehand)
         };
@@ -205,7 +203,7 @@ async fn lesson_70_an_ephemeral_topic_is_found_because_its_name_is_encoded() {
     let builder = Nsqd::builder().lookupd(&lookupd).broadcast_address("nsqd");
     let nsqd = builder.start_in(&network, "nsqd:4150").await.unwrap();
     nsqd.create_topic("orders#ephemeral").unwrap();
-    let connection = async_nsq::ConnectionConfig::new().connector(network.connector());
+    let connection = ConnectionConfig::new().connector(network.connector());
     let consumer = Consumer::builder("orders#ephemeral", "tail#ephemeral")
         .connection(connection)
         .lookupd(LOOKUPD)

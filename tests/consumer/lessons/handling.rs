@@ -257,7 +257,6 @@ async fn lesson_36_a_single_handler_gets_the_messages_of_an_nsqd_in_the_order_of
 
 #[tokio::test(start_paused = true)]
 async fn lesson_38_handlers_are_tested_without_nsqd_and_without_waiting() {
-    let real = std::time::Instant::now();
     let house = House::new().await;
     let seen = Notes::new();
     let notes = seen.clone();
@@ -270,11 +269,10 @@ async fn lesson_38_handlers_are_tested_without_nsqd_and_without_waiting() {
         .await
         .unwrap();
     house.publish(1);
-    let virtually = Instant::now();
+    let begun = Instant::now();
     house.finishes(1).await;
     let ids = seen.take();
     assert_eq!((ids.len(), ids.iter().collect::<BTreeSet<_>>().len()), (5, 1));
     // 90 s, 180 s, 270 s, 360 s and 450 s between the attempts.
-    assert!(virtually.elapsed() >= 1350 * SECOND);
-    assert!(real.elapsed() < virtually.elapsed());
+    assert!(begun.elapsed() >= 1350 * SECOND);
 }

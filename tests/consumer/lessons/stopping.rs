@@ -6,11 +6,11 @@ use std::time::Duration;
 use async_nsq::protocol::CommandName;
 use async_nsq::test_server::Nsqd;
 use async_nsq::transport::MemoryNetwork;
-use async_nsq::{BoxError, Consumer, ErrorKind, Message};
+use async_nsq::{BoxError, Consumer, Error, ErrorKind, LookupdStatus, Message};
 use tokio::time::{Instant, sleep};
 
-use super::{House, Notes, consumer_in, until};
-use crate::scripted::{SECOND, succeed, text};
+use super::{ADDRESS, House, Notes, consumer_in, until};
+use crate::scripted::{SECOND, stuck, succeed, text};
 
 #[tokio::test(start_paused = true)]
 async fn lesson_72_a_stop_under_full_load_ends_in_time_and_loses_nothing() {
@@ -111,12 +111,8 @@ async fn lesson_74_a_handler_may_stop_its_own_consumer_without_a_deadlock() {
         let consumer = house.consumer().max_in_flight(0).start(handler).await.unwrap();
         let consumer = Arc::new(consumer);
         own.set(Arc::clone(&consumer)).unwrap();
+        until(&consumer, |stats| stats.connections == 1).await;
         consumer.set_max_in_flight(10).await;
-        house
-            .nsqd
-            .wait_for(|stats| stats.channel("orders", "billing").unwrap().in_flight == 1)
-            .await
-            .ok();
         house
             .nsqd
             .wait_for_within(60 * SECOND, |stats| stats.clients.is_empty())
@@ -138,12 +134,7 @@ async fn lesson_75_a_stop_takes_no_longer_than_allowed_whatever_handlers_do() {
     for seconds in [0, 1, 10] {
         let house = House::new().await;
         house.publish(10);
-        let consumer = house
-            .consumer()
-            .max_in_flight(10)
-            .start(crate::scripted::stuck)
-            .await
-            .unwrap();
+        let consumer = house.consumer().max_in_flight(10).start(stuck).await.unwrap();
         until(&consumer, |stats| stats.in_flight == 10).await;
         let deadline = seconds * SECOND;
         let begun = Instant::now();
@@ -182,14 +173,11 @@ async fn lesson_76_errors_that_nobody_listens_to_end_nothing_and_can_be_read_lat
     let stats = consumer.stats();
     let kind = |address: &str| {
         let nsqd = stats.nsqds.iter().find(|nsqd| &*nsqd.address == address).unwrap();
-        nsqd.failure.as_ref().map(async_nsq::Error::kind)
+        nsqd.failure.as_ref().map(Error::kind)
     };
     assert_eq!(kind("nobody:4150"), Some(ErrorKind::Unreachable));
-    assert_eq!(kind(super::ADDRESS), None);
-    assert!(matches!(
-        stats.lookupds[0].status,
-        async_nsq::LookupdStatus::Failing { .. }
-    ));
+    assert_eq!(kind(ADDRESS), None);
+    assert!(matches!(stats.lookupds[0].status, LookupdStatus::Failing { .. }));
     assert_eq!((stats.refused, stats.connections), (3, 1));
     assert!(stats.requeued >= 40, "{stats:?}");
 }
