@@ -110,7 +110,7 @@ async fn not_ready(consumer: &Consumer) -> Error {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n5_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_nothing() {
+async fn n5_lesson_58_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_nothing() {
     let network = MemoryNetwork::new();
     let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
     let lookupd = Lookupd::start(&network, None);
@@ -137,7 +137,7 @@ async fn n5_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn n5_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_answered() {
+async fn n5_lesson_57_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_answered() {
     let network = MemoryNetwork::new();
     let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
     let lookupd = Lookupd::start(&network, Some(vec!["nsqd"]));
@@ -295,7 +295,7 @@ async fn c7_an_nsqd_that_is_being_left_is_not_told_twice_to_stop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n5_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it() {
+async fn n5_lesson_62_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it() {
     let network = MemoryNetwork::new();
     let _lookupd = Lookupd::start(&network, Some(vec!["container-7"]));
     let consumer = consumer(&network).start(succeed).await.unwrap();
@@ -313,7 +313,7 @@ async fn n5_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_names_the_nsqlookupd_that_cannot_be_reached() {
+async fn lesson_53_ready_names_the_nsqlookupd_that_cannot_be_reached() {
     let network = MemoryNetwork::new();
     let error = not_ready(&consumer(&network).start(succeed).await.unwrap()).await;
     assert!(chain(&error).contains(LOOKUPD), "{error}");
@@ -347,7 +347,7 @@ async fn ready_does_not_blame_nsqlookupd_for_an_nsqd_that_does_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_counts_the_nsqds_that_refuse_and_names_one() {
+async fn lesson_53_ready_counts_the_nsqds_that_refuse_and_names_one() {
     let network = MemoryNetwork::new();
     let consumer = Consumer::builder("orders", "billing")
         .connection(ConnectionConfig::new().connector(network.connector()))
