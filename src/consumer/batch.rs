@@ -201,6 +201,8 @@ impl<H: BatchHandler> Batcher<H> {
             yield_now().await;
             self.handle(gathered).await;
         }
+        // With the last batcher the source is gone, and what it still gives up would be cut off.
+        self.hall.turn.lock().await.settle().await;
     }
 
     /// The next batch, or `None` once the consumer ends. What was gathered until then is given back.

@@ -328,3 +328,22 @@ async fn options_of_batches_out_of_range_are_refused_by_name() {
         assert!(refused.to_string().contains(name), "{refused}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn c7_a_message_that_is_given_up_beside_batches_is_given_up_before_the_consumer_ends() {
+    let mut nsqd = scripted::Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10).max_attempts(1);
+    let builder = builder.on_give_up(|_: Message| sleep(5 * SECOND));
+    let handler = |_: Vec<Message>| async { Ok::<(), BoxError>(()) };
+    let consumer = builder.start_batches(BatchOptions::new(), handler).await.unwrap();
+    let mut peer = nsqd.accept_unproven().await;
+    assert!(matches!(peer.command().await, Command::Rdy(_)));
+    peer.send(&scripted::delivery(1, 2, "1")).await;
+    settle().await;
+    let ending = tokio::spawn(async move { consumer.shutdown(30 * SECOND).await });
+    let answers = peer.close_wait().await;
+    assert!(answers.contains(&fin(1)), "{answers:?}");
+    let report = ending.await.unwrap();
+    assert_eq!((report.given_up, report.requeued), (1, 0));
+    assert!(report.is_clean());
+}
