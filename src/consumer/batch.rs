@@ -201,6 +201,8 @@ impl<H: BatchHandler> Batcher<H> {
             yield_now().await;
             self.handle(gathered).await;
         }
+        // With the last batcher the source is gone, and what it still gives up would be cut off.
+        self.hall.turn.lock().await.settle().await;
     }
 
     /// The next batch, or `None` once the consumer ends. What was gathered until then is given back.
@@ -236,6 +238,9 @@ impl<H: BatchHandler> Batcher<H> {
         if messages.is_empty() {
             return;
         }
+        let batch = entries.iter().map(|entry| (entry.link.id, entry.id)).collect();
+        self.hall.inbox.set_batch(self.number, batch);
+        let _until_then = Handling(self);
         let mut outcome = None;
         let slot = &mut outcome;
         let handling = catch_panic(|| {
@@ -337,6 +342,15 @@ impl<H: BatchHandler> Batcher<H> {
             poll
         })
         .await
+    }
+}
+
+/// Tells which messages are being handled, for the report of a consumer that cannot wait for them.
+struct Handling<'a, H>(&'a Batcher<H>);
+
+impl<H> Drop for Handling<'_, H> {
+    fn drop(&mut self) {
+        self.0.hall.inbox.set_batch(self.0.number, Vec::new());
     }
 }
 

@@ -150,6 +150,7 @@ impl Message {
             delivered_at: self.delivered_at,
             touched_ms: self.touched_ms(),
             lease: None,
+            ticket: self.ticket.as_deref(),
         }
     }
 
@@ -210,8 +211,7 @@ impl Message {
             Ok(output) => Ok(output),
             Err(Cut::Lost(error)) => {
                 if self.claim() {
-                    let after = self.delivered_at.elapsed();
-                    self.link.desk.lose(&self.link, self.content.id, &error, after);
+                    self.grip().lose(&error);
                 }
                 Err(error)
             }

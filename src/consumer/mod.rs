@@ -305,7 +305,24 @@ impl Consumer {
         match state.wait_for(|state| state.report.is_some()).await {
             Ok(state) => state.report.clone().unwrap_or_default(),
             // The task is gone with its runtime.
-            Err(_) => ConsumerReport::default(),
+            Err(_) => self.unfinished(),
+        }
+    }
+
+    /// What is known of a consumer that has not ended in time, or will not.
+    fn unfinished(&self) -> ConsumerReport {
+        let stats = self.stats();
+        ConsumerReport {
+            finished: stats.finished,
+            requeued: stats.requeued,
+            given_up: stats.given_up,
+            duplicates: stats.duplicates,
+            timed_out: stats.timed_out,
+            handler_timeouts: stats.handler_timeouts,
+            refused: stats.refused,
+            unsent: stats.unsent,
+            unflushed: stats.connections,
+            ..ConsumerReport::default()
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -23,14 +24,30 @@ use super::supervisor::Supervisor;
 use super::supervisor::node;
 use super::work::inbox::Inbox;
 use super::work::lookout::Lookout;
+use super::work::panics::caught;
 use super::work::source::Source;
 use super::work::worker::{Shop, Worker};
+use crate::backoff::Backoff;
 use crate::discovery::{Discovery, TopicWatch};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 
 /// The default of `concurrency` is `max_in_flight`, but not more than this: a worker costs a task.
 const MOST_WORKERS_BY_DEFAULT: u32 = 256;
+
+/// Keeps the panics of a user's strategy from the supervisor, with which the consumer would be gone.
+#[derive(Debug)]
+struct Guarded(Arc<dyn Backoff>);
+
+impl Backoff for Guarded {
+    fn delay(&self, attempt: u32, jitter: f64) -> Duration {
+        let delay = caught(|| Ok(self.0.delay(attempt, jitter)));
+        delay.unwrap_or_else(|error| {
+            tracing::error!(%error, attempt, "the backoff strategy failed; the consumer does not wait");
+            Duration::ZERO
+        })
+    }
+}
 
 impl ConsumerBuilder {
     /// Starts consuming with this handler and keeps doing so until [`Consumer::shutdown`].
@@ -203,7 +220,7 @@ impl ConsumerBuilder {
                 desk: Arc::clone(&desk),
                 next_id: AtomicU64::new(0),
             }),
-            flow: Flow::new(self.flow, Box::new(self.backoff), fastrand::u64(..)),
+            flow: Flow::new(self.flow, Box::new(Guarded(self.backoff)), fastrand::u64(..)),
             ration,
             discovery: Some(discovery),
             nodes: BTreeMap::new(),

@@ -246,3 +246,23 @@ async fn c4_the_multiplier_sets_the_pace() {
         assert_eq!(failed.elapsed().as_secs(), pause);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn c4_a_strategy_that_panics_does_not_end_the_consumer() {
+    #[derive(Debug)]
+    struct Broken;
+    impl async_nsq::backoff::Backoff for Broken {
+        fn delay(&self, _: u32, _: f64) -> Duration {
+            panic!("on purpose")
+        }
+    }
+    let mut nsqd = Nsqd::start();
+    let fail = |_: Message| async { Err::<(), BoxError>("no".into()) };
+    let builder = nsqd.consumer().max_in_flight(10).backoff(Broken);
+    let (consumer, mut peer) = nsqd.consume_with(builder, fail).await;
+    for number in 1..=3 {
+        peer.deliver([number]).await;
+        assert_eq!(peer.command().await, req(number, 90_000));
+    }
+    assert_eq!(consumer.stats().backoff_level, 0);
+}

@@ -328,3 +328,45 @@ async fn options_of_batches_out_of_range_are_refused_by_name() {
         assert!(refused.to_string().contains(name), "{refused}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn c7_a_message_that_is_given_up_beside_batches_is_given_up_before_the_consumer_ends() {
+    let mut nsqd = scripted::Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10).max_attempts(1);
+    let builder = builder.on_give_up(|_: Message| sleep(5 * SECOND));
+    let handler = |_: Vec<Message>| async { Ok::<(), BoxError>(()) };
+    let consumer = builder.start_batches(BatchOptions::new(), handler).await.unwrap();
+    let mut peer = nsqd.accept_unproven().await;
+    assert!(matches!(peer.command().await, Command::Rdy(_)));
+    peer.send(&scripted::delivery(1, 2, "1")).await;
+    settle().await;
+    let ending = tokio::spawn(async move { consumer.shutdown(30 * SECOND).await });
+    let answers = peer.close_wait().await;
+    assert!(answers.contains(&fin(1)), "{answers:?}");
+    let report = ending.await.unwrap();
+    assert_eq!((report.given_up, report.requeued), (1, 0));
+    assert!(report.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c7_the_messages_of_a_batch_whose_handler_cannot_be_stopped_are_reported() {
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let (began, mut running) = mpsc::unbounded_channel();
+    let mut nsqd = scripted::Nsqd::start();
+    let handler = move |_: Vec<Message>| {
+        let _ = began.send(());
+        let _gate_is_open = gate.lock().unwrap().recv();
+        async { Ok::<(), BoxError>(()) }
+    };
+    let builder = nsqd.consumer().max_in_flight(10).concurrency(1);
+    let consumer = builder.start_batches(BatchOptions::new(), handler).await.unwrap();
+    let mut peer = nsqd.accept_unproven().await;
+    assert!(matches!(peer.command().await, Command::Rdy(_)));
+    peer.deliver([1, 2]).await;
+    running.recv().await.unwrap();
+    let report = consumer.shutdown(Duration::from_millis(200)).await;
+    let ids: Vec<_> = report.abandoned.iter().map(|message| message.id).collect();
+    assert_eq!(ids, [scripted::id(1), scripted::id(2)]);
+    drop(open);
+}

@@ -1,11 +1,14 @@
 //! Messages that come again although they were finished.
 
 use std::collections::HashSet;
+use std::future::pending;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nsq::{BatchOptions, BoxError, DuplicateStore, DuplicateWindow, Handler, HandlerError, Message, StoreFuture};
+use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
@@ -294,7 +297,7 @@ impl Slow {
             0 => Ok(()),
             1 => Err("the store is down".into()),
             2 => panic!("on purpose"),
-            _ => std::future::pending().await,
+            _ => pending().await,
         }
     }
 }
@@ -378,4 +381,42 @@ async fn a_stream_waits_for_its_store_and_a_finish_by_hand_too() {
     assert_eq!(seen, [req(2, 0), req(3, 0)]);
     assert!(report.is_clean());
     assert_eq!(report.returned, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c5_a_message_that_came_again_is_handled_once_whoever_kept_the_first_alive_has_lost_it() {
+    let mut nsqd = Nsqd::start();
+    let log = Log::new(0);
+    let handler = {
+        let log = log.clone();
+        move |message: Message| {
+            let log = log.clone();
+            log.bodies.lock().unwrap().push(text(&message).to_owned());
+            async move {
+                if message.attempts() == 1 {
+                    let message = message.take_over();
+                    let mut kept = pin!(message.keep_alive_while(pending::<()>()));
+                    assert!(kept.as_mut().now_or_never().is_none());
+                    // Until then it does not hear of it.
+                    log.permits.acquire().await?.forget();
+                    kept.await?;
+                }
+                Ok::<(), BoxError>(())
+            }
+        }
+    };
+    let builder = nsqd.consumer().max_in_flight(10).skip_duplicates(window());
+    let builder = builder.max_backoff_duration(Duration::ZERO);
+    let consumer = builder.start(handler).await.unwrap();
+    let mut peer = accept(&mut nsqd).await;
+    peer.deliver([1]).await;
+    settle().await;
+    peer.send(&delivery(1, 2, "1")).await;
+    settle().await;
+    assert_eq!(log.bodies(), ["1"], "it waits for the first");
+    log.permits.add_permits(1);
+    settle().await;
+    assert_eq!(answers(&mut peer).await, [fin(1)]);
+    assert_eq!(log.bodies(), ["1", "1"]);
+    assert_eq!((consumer.stats().timed_out, consumer.stats().in_flight), (1, 0));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nsq::{Consumer, ConsumerReport};
+use async_nsq::Consumer;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::scripted::{FIRST, Nsqd, SECOND, fin, stuck, succeed};
@@ -59,10 +59,8 @@ fn c7_a_consumer_outlives_its_runtime_without_a_panic_or_a_hang() {
         other.block_on(async {
             consumer.set_max_in_flight(3).await;
             assert!(consumer.ready(SECOND).await.is_ok() || consumer.stats().connections == 0);
-            assert_eq!(
-                consumer.shutdown(Duration::from_millis(10)).await,
-                ConsumerReport::default()
-            );
+            let report = consumer.shutdown(Duration::from_millis(10)).await;
+            assert!(!report.is_clean(), "ten messages are not answered: {report:?}");
         });
         drop(consumer);
     }

@@ -464,3 +464,41 @@ async fn a_handler_timeout_out_of_range_is_told_with_what_is_allowed() {
         assert_eq!(error.to_string(), told);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn whatever_time_nsqd_grants_a_message_can_be_kept_asked_for_its_time_and_held_beyond_the_consumer() {
+    for granted in ["18446744073709551615", "9223372036854775807", "1", "0"] {
+        let granted = format!(r#"{{"max_rdy_count":4294967295,"msg_timeout":{granted},"max_msg_timeout":{granted}}}"#);
+        let mut nsqd = Nsqd::start();
+        let builder = nsqd.consumer().keep_alive(true).max_in_flight(u32::MAX).concurrency(4);
+        let (sender, mut held) = tokio::sync::mpsc::channel(10);
+        let handler = move |message: Message| {
+            let sender = sender.clone();
+            async move {
+                let _ = (message.time_left(), message.touch());
+                if text(&message) == "2" {
+                    sender.send(message.take_over()).await?;
+                } else {
+                    sleep(SECOND).await;
+                }
+                Ok::<(), BoxError>(())
+            }
+        };
+        let consumer = builder.start(handler).await.unwrap();
+        let mut peer = nsqd.accept_granting(granted.as_bytes()).await;
+        peer.deliver([1, 2]).await;
+        sleep(3 * SECOND).await;
+        let message = held.recv().await.unwrap();
+        drop(consumer);
+        sleep(SECOND).await;
+        drop(message);
+        let seen = peer.close_wait().await;
+        // Beyond the consumer's end it can be answered for as long as nsqd waits.
+        let delay_ms = if granted.contains(":1,") || granted.contains(":0,") {
+            0
+        } else {
+            90_000
+        };
+        assert!(seen.contains(&req(2, delay_ms)), "{seen:?}");
+    }
+}

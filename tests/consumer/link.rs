@@ -236,3 +236,27 @@ async fn n2_messages_of_a_lost_connection_are_never_answered_on_the_next() {
     peer.deliver([0]).await;
     assert_eq!(peer.command().await, fin(0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_removed_nsqd_that_never_confirms_is_left_all_the_same() {
+    let mut nsqd = Nsqd::start();
+    let connection = nsqd.connection().heartbeat_interval(10 * SECOND);
+    let builder = nsqd.consumer().connection(connection);
+    let (consumer, mut peer) = nsqd.consume_with(builder, succeed).await;
+    assert!(consumer.remove_nsqd("nsqd:4150").await.unwrap());
+    assert_eq!(peer.command().await, Command::Cls);
+    let left = Instant::now();
+    for _ in 0..5 {
+        tokio::time::sleep(10 * SECOND).await;
+        peer.heartbeat().await;
+        assert_eq!(peer.next().await, Some(Command::Nop));
+    }
+    peer.deliver([1]).await;
+    assert_eq!(peer.command().await, fin(1));
+    peer.heartbeat().await;
+    assert_eq!(peer.next().await, Some(Command::Nop));
+    assert_eq!(peer.expect_close().await, 0);
+    assert_eq!(left.elapsed().as_secs(), 60, "and not because it was silent");
+    settle().await;
+    assert_eq!(consumer.stats().connections, 0);
+}

@@ -384,3 +384,31 @@ async fn c7_a_message_that_follows_close_wait_is_given_back() {
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(report.returned, 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c5_an_answer_given_after_the_consumers_end_is_told_that_it_cannot_leave() {
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let (told, answered) = tokio::sync::oneshot::channel();
+    let told = std::sync::Mutex::new(Some(told));
+    let (began, running) = tokio::sync::oneshot::channel();
+    let began = std::sync::Mutex::new(Some(began));
+    let mut nsqd = Nsqd::start();
+    let handler = move |message: Message| {
+        // It cannot be stopped, since it never waits.
+        let _ = began.lock().unwrap().take().unwrap().send(());
+        let _gate_is_open = gate.lock().unwrap().recv();
+        let _ = told.lock().unwrap().take().unwrap().send(message.requeue(None));
+        async { Ok::<(), BoxError>(()) }
+    };
+    let (consumer, mut peer) = nsqd.consume_with(nsqd.consumer().concurrency(1), handler).await;
+    peer.deliver([1]).await;
+    running.await.unwrap();
+    let (report, _) = shut_down(&Arc::new(consumer), Duration::from_millis(50)).await.unwrap();
+    assert_eq!(report.abandoned.len(), 1);
+    drop(open);
+    let answering = answered.await.unwrap();
+    let told = timeout(Duration::from_secs(30), answering).await;
+    let error = told.expect("somebody is told").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+}

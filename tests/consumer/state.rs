@@ -208,3 +208,32 @@ async fn lesson_71_who_watches_hears_of_the_end_and_does_not_keep_it_from_coming
     ended.await.unwrap();
     assert_eq!(watch.stats().connections, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_nsqd_that_was_removed_and_added_again_has_no_failure_when_its_first_connection_closes() {
+    let network = MemoryNetwork::new();
+    let nsqd = nsqd(&network, "one:4150").await;
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let gated = {
+        let gate = gate.clone();
+        move |_: Message| {
+            let gate = gate.clone();
+            async move {
+                gate.acquire().await?.forget();
+                Ok::<(), BoxError>(())
+            }
+        }
+    };
+    let consumer = consumer(&network).nsqd("one:4150").max_in_flight(10);
+    let consumer = consumer.start(gated).await.unwrap();
+    nsqd.publish("orders", "one").unwrap();
+    until(&consumer, |stats| stats.in_flight == 1).await;
+    assert!(consumer.remove_nsqd("one:4150").await.unwrap());
+    assert!(consumer.add_nsqd("one:4150").await.unwrap());
+    until(&consumer, |stats| stats.connections == 2).await;
+    gate.add_permits(1);
+    let stats = until(&consumer, |stats| stats.connections == 1).await;
+    let nsqd = one(&stats, "one:4150");
+    assert!(nsqd.connection.is_some());
+    assert!(nsqd.failure.is_none(), "{nsqd:#?}");
+}

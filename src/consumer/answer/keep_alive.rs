@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::lease::Lease;
+use crate::consumer::duplicates::Ticket;
 use crate::consumer::link::{Command, Link};
 use crate::consumer::work::panics::caught;
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -165,7 +166,7 @@ impl Vigil {
 }
 
 /// A message in flight, for whoever touches it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(in crate::consumer) struct Grip<'a> {
     pub(in crate::consumer) link: &'a Arc<Link>,
     pub(in crate::consumer) id: MessageId,
@@ -174,6 +175,8 @@ pub(in crate::consumer) struct Grip<'a> {
     pub(in crate::consumer) touched_ms: &'a AtomicU32,
     /// Tells when it is answered, where that is somebody else's business.
     pub(in crate::consumer) lease: Option<&'a Lease>,
+    /// Keeps other deliveries of it away, if duplicates are to be skipped.
+    pub(in crate::consumer) ticket: Option<&'a Ticket>,
 }
 
 impl Grip<'_> {
@@ -196,6 +199,14 @@ impl Grip<'_> {
         let since = u32::try_from(self.now().as_millis()).unwrap_or(u32::MAX);
         self.touched_ms.store(since, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// nsqd has taken the message back. The caller had the right to answer it.
+    pub(in crate::consumer) fn lose(&self, error: &Error) {
+        if let Some(ticket) = self.ticket {
+            ticket.lose();
+        }
+        self.link.desk.lose(self.link, self.id, error, self.now());
     }
 
     fn is_answered(&self) -> bool {
@@ -305,7 +316,7 @@ impl Grip<'_> {
             if let Cut::Lost(error) = cut {
                 // Before the last poll: it cannot answer any more.
                 if self.lease.is_none_or(Lease::claim) {
-                    self.link.desk.lose(self.link, self.id, error, self.now());
+                    self.lose(error);
                 }
                 poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx).is_ready())).await;
             }
@@ -455,6 +466,7 @@ mod tests {
                 delivered_at: Instant::now(),
                 touched_ms: &touched_ms,
                 lease: Some(&lease),
+                ticket: None,
             };
             let ending = poll_fn(|_| {
                 if answered {

@@ -141,6 +141,7 @@ impl Duplicates {
             duplicates: Arc::clone(self),
             key,
             place: (delivery.link.id, delivery.message.id),
+            lost: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let finished = self.window.memory.is_finished(&ticket.key);
@@ -191,6 +192,8 @@ pub(in super::super) struct Ticket {
     duplicates: Arc<Duplicates>,
     key: Key,
     place: (ConnectionId, MessageId),
+    /// nsqd has taken the message back, and it is answered by nothing.
+    lost: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -210,13 +213,21 @@ impl Ticket {
         self.duplicates.runtime()
     }
 
+    /// nsqd has taken the message back. Another delivery of it on the same connection is still to be answered.
+    pub(in super::super) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
     /// The message is answered: those that waited for it are finished too, or one of them is handled now.
     pub(in super::super) fn end(&self, finished: bool) {
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
         let parked = self.duplicates.window.memory.claims.lock().remove(&self.key);
-        let mut answered = vec![self.place];
+        let mut answered = Vec::new();
+        if !self.lost.load(Ordering::Acquire) {
+            answered.push(self.place);
+        }
         for parked in parked.into_iter().flatten() {
             let is_answered = answered.contains(&parked.place());
             answered.push(parked.place());

@@ -341,20 +341,6 @@ async fn end_by(id: MemberId, consumer: &Consumer, end: Instant, began_before: b
         id,
         topic: consumer.topic().clone(),
         channel: consumer.channel().clone(),
-        report: report.unwrap_or_else(|| unfinished(consumer)),
-    }
-}
-
-/// What a consumer did that has not ended in time.
-fn unfinished(consumer: &Consumer) -> ConsumerReport {
-    let stats = consumer.stats();
-    ConsumerReport {
-        finished: stats.finished,
-        requeued: stats.requeued,
-        given_up: stats.given_up,
-        refused: stats.refused,
-        unsent: stats.unsent,
-        unflushed: stats.connections,
-        ..ConsumerReport::default()
+        report: report.unwrap_or_else(|| consumer.unfinished()),
     }
 }

@@ -133,11 +133,9 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut watched = self.watches.lock();
-        // Once it has heard, its sender is gone, and what stands under the id is another's.
-        let listening = self.seen.has_changed().is_ok();
         if let Entry::Occupied(entry) = watched.by_id.entry(self.id) {
-            // This one counts until its field is dropped.
-            if listening && entry.get().receiver_count() <= 1 {
+            // Once it has heard, what stands under the id is another's. This one counts until its field is dropped.
+            if entry.get().receiver_count() <= 1 && entry.get().subscribe().same_channel(&self.seen) {
                 entry.remove();
             }
         }

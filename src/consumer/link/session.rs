@@ -33,6 +33,10 @@ const OVERRUN_SLACK: u32 = 16;
 /// again only after `msg_timeout`.
 const STRAGGLER: Duration = Duration::from_millis(10);
 
+/// How long a connection on which everything is answered waits for nsqd to confirm CLS. Without an end to that, an nsqd
+/// that sends heartbeats and nothing else would keep the connection long after it was removed.
+const UNCONFIRMED: Duration = Duration::from_secs(60);
+
 pub(in crate::consumer) struct Session {
     link: Arc<Link>,
     inbox: Arc<Inbox>,
@@ -185,8 +189,9 @@ impl Role for Session {
             .link
             .take(&mut self.commands, &mut self.asking, at_least, cx.waker())
         {
-            Queue::Empty if self.closing && self.close_wait && self.in_flight == 0 => {
-                let straggler = self.straggler.get_or_insert_with(|| Box::pin(sleep(STRAGGLER)));
+            Queue::Empty if self.closing && self.in_flight == 0 => {
+                let patience = if self.close_wait { STRAGGLER } else { UNCONFIRMED };
+                let straggler = self.straggler.get_or_insert_with(|| Box::pin(sleep(patience)));
                 match straggler.as_mut().poll(cx) {
                     Poll::Ready(()) => Queued::Finished,
                     Poll::Pending => Queued::Nothing,
@@ -210,7 +215,9 @@ impl Role for Session {
 
     fn handle_response(&mut self, data: Bytes) -> Result<()> {
         if data == protocol::CLOSE_WAIT {
-            self.close_wait = true;
+            if !std::mem::replace(&mut self.close_wait, true) {
+                self.straggler = None;
+            }
             return Ok(());
         }
         Err(Error::new(

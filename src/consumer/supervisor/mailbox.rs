@@ -23,6 +23,8 @@ pub(in crate::consumer) enum Event {
         address: Arc<str>,
         link: Option<Arc<Link>>,
         error: Error,
+        /// Whether its node was told to leave meanwhile: another one may be at work on the same nsqd.
+        leaving: watch::Receiver<bool>,
         /// Whether answers were lost with it.
         unflushed: bool,
     },
@@ -54,11 +56,19 @@ pub(in crate::consumer) struct Mailbox {
 struct Events {
     waiting: Vec<Event>,
     refusals: usize,
+    /// Nobody reads any more.
+    closed: bool,
 }
 
 impl Mailbox {
     pub(in crate::consumer) fn send(&self, event: Event) {
         let mut events = self.lock();
+        if events.closed {
+            drop(events);
+            // Whoever waits for an answer to be written hears from the event's end.
+            drop(event);
+            return;
+        }
         if matches!(event, Event::Refused(_)) {
             if events.refusals >= MOST_REFUSALS {
                 return;
@@ -88,6 +98,15 @@ impl Mailbox {
     }
 
     pub(in crate::consumer) fn take(&self) -> Vec<Event> {
-        std::mem::take(&mut *self.lock()).waiting
+        let mut events = self.lock();
+        events.refusals = 0;
+        std::mem::take(&mut events.waiting)
+    }
+
+    /// The supervisor is gone. What has not been read, and what comes later, is dropped: events know connections, and
+    /// connections the mailbox, so what stayed here would stay for ever, and so would whoever waits for it.
+    pub(in crate::consumer) fn close(&self) {
+        self.lock().closed = true;
+        drop(self.take());
     }
 }

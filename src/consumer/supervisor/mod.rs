@@ -131,7 +131,11 @@ impl Supervisor {
                     });
                 }
                 Event::Lost {
-                    address, link, error, ..
+                    address,
+                    link,
+                    error,
+                    leaving,
+                    ..
                 } => {
                     if let Some(link) = link {
                         self.shared.inbox.forget(&link);
@@ -143,7 +147,7 @@ impl Supervisor {
                             discovery.poll_soon();
                         }
                     }
-                    if self.nodes.contains_key(&address) {
+                    if self.nodes.contains_key(&address) && !*leaving.borrow() {
                         let error = self.explain(&address, error);
                         self.state.send_modify(|state| {
                             state.failing.insert(address, error);
@@ -342,6 +346,12 @@ impl Supervisor {
             tracing::warn!("{explained}");
         }
         explained.because(error)
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.shared.desk.mailbox.close();
     }
 }
 

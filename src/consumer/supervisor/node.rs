@@ -105,6 +105,7 @@ impl Node {
                 address: Arc::clone(&self.address),
                 link: lost.link,
                 error: lost.error,
+                leaving: self.leaving.clone(),
                 unflushed: lost.unflushed,
             });
             tokio::select! {

@@ -127,8 +127,9 @@ impl Supervisor {
                         break;
                     }
                 }
-                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
+                // Before the mail, which a peer can keep coming.
                 () = tokio::time::sleep_until(end) => break,
+                () = self.shared.desk.mailbox.arrived() => self.pass_answers_on(),
             }
         }
         self.pass_answers_on();

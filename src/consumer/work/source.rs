@@ -78,6 +78,11 @@ impl Source {
         }
     }
 
+    /// Waits until what is being given up is.
+    pub(in crate::consumer) async fn settle(&mut self) {
+        while self.giving_up.join_next().await.is_some() {}
+    }
+
     /// Gives back the message that may be a duplicate, since nobody asks for it any more.
     pub(in crate::consumer) fn stop_asking(&mut self) {
         *self.asking() = None;
