@@ -121,7 +121,11 @@ impl BatchOptions {
 /// As for a [`Handler`](super::Handler#blocking).
 ///
 /// # Cancel safety
-/// As for a [`Handler`](super::Handler#cancel-safety).
+/// The future of a batch handler is dropped at an await point when the deadline of
+/// [`Consumer::shutdown`](crate::Consumer::shutdown) comes near or the consumer is dropped; its messages are given back and
+/// delivered again. Nothing else cancels it: [`handler_timeout`](crate::ConsumerBuilder::handler_timeout) and
+/// [`keep_alive`](crate::ConsumerBuilder::keep_alive) do nothing for batches. One that takes longer than nsqd's `msg_timeout`
+/// calls [`Message::touch`] for each message in time.
 pub trait BatchHandler: Send + Sync + 'static {
     /// What has become of the messages.
     type Outcome: Into<BatchOutcome>;
@@ -287,7 +291,7 @@ impl<H: BatchHandler> Batcher<H> {
                 continue;
             }
             if verdict == Err(Verdict::GiveUp) {
-                tracing::warn!(nsqd = %entry.link.address, id = %entry.id, attempts = entry.attempts, "message is given up");
+                self.hall.desk.log_given_up(&entry.link, entry.id, entry.attempts);
                 let message = entry.kept.clone();
                 let message = message.map(|kept| Message::of_handler(kept, Arc::clone(&entry.lease)));
                 answers.hand_over();

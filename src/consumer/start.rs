@@ -101,7 +101,8 @@ impl ConsumerBuilder {
     /// Starts consuming with a handler of several messages at once, and keeps doing so until [`Consumer::shutdown`].
     ///
     /// Up to `concurrency` batches are handled at once. A batch that is not full when the consumer is shut down is given
-    /// back unhandled.
+    /// back unhandled. [`keep_alive`](Self::keep_alive) and [`handler_timeout`](Self::handler_timeout) are about handlers of
+    /// single messages and do nothing for batches: see [`BatchHandler`].
     ///
     /// ```
     /// use async_nsq::{BatchOptions, BoxError, Consumer, Message, test_server::Nsqd};
@@ -151,7 +152,8 @@ impl ConsumerBuilder {
     }
 
     /// Starts consuming, with the messages as a stream instead of a handler, until [`MessageStream::shutdown`] or until the
-    /// stream is dropped. Options about handlers, such as `concurrency`, mean nothing to it.
+    /// stream is dropped. Options about handlers mean nothing to it: `concurrency`, `handler_timeout`, and `keep_alive`, for which
+    /// there is [`Message::keep_alive_while`](crate::Message::keep_alive_while).
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -183,6 +185,8 @@ impl ConsumerBuilder {
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
         let discovery = self.new_discovery(&topic, &channel)?;
         let desk = Arc::new(Desk::new(
+            &topic,
+            &channel,
             Rules {
                 dead_letters: self.new_dead_letters(&topic)?,
                 ..self.rules
