@@ -219,8 +219,8 @@ impl ConsumerBuilder {
     /// to 24 h.
     ///
     /// Below nsqd's `msg_timeout`, it turns a handler that hangs into a requeue rather than a duplicate. A handler that
-    /// blocks its thread cannot be stopped, and handlers of [batches](Self::start_batches) are not. One that has taken its message over or has answered it is stopped as well, and
-    /// the message left to whoever has it.
+    /// blocks its thread cannot be stopped, and handlers of [batches](Self::start_batches) are not. One that has taken its
+    /// message over or has answered it is stopped as well, and the message left to whoever has it.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.rules.patience.handler_timeout = Some(timeout);
         self
@@ -394,9 +394,9 @@ impl ConsumerBuilder {
     /// consumer that connects: what was published before goes to the other channels only. With it, an nsqd that gets
     /// the topic's first message asks nsqlookupd for the topic's channels, and creates this one before that message.
     ///
-    /// Without an nsqlookupd it does nothing. It goes along with the rounds of questions, so a failure is repaired by the next one, and so is a channel that is
-    /// deleted, or forgotten by an nsqlookupd that was restarted: as long as this consumer runs, its topic and channel
-    /// exist. Failures are logged and never fatal. It does not help with nsqds that know no nsqlookupd or have the
+    /// Without an nsqlookupd it does nothing. It goes along with the rounds of questions, so a failure is repaired by the
+    /// next one, and so is a channel that is deleted, or forgotten by an nsqlookupd that was restarted: as long as this
+    /// consumer runs, its topic and channel exist. Failures are logged and never fatal. It does not help with nsqds that know no nsqlookupd or have the
     /// topic already, needs nsqlookupd 1.0 or later, and is refused for a channel that is `#ephemeral`: nsqd creates such a
     /// channel with its first consumer and not before.
     pub fn create_topic_and_channel(mut self, create: bool) -> Self {

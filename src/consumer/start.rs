@@ -152,8 +152,8 @@ impl ConsumerBuilder {
     }
 
     /// Starts consuming, with the messages as a stream instead of a handler, until [`MessageStream::shutdown`] or until the
-    /// stream is dropped. Options about handlers mean nothing to it: `concurrency`, `handler_timeout`, and `keep_alive`, for which
-    /// there is [`Message::keep_alive_while`](crate::Message::keep_alive_while).
+    /// stream is dropped. Options about handlers mean nothing to it: `concurrency`, `handler_timeout`, and `keep_alive`,
+    /// for which there is [`Message::keep_alive_while`](crate::Message::keep_alive_while).
     ///
     /// # Errors
     /// As [`start`](Self::start).

@@ -97,7 +97,8 @@ impl Node {
                 tracing::info!(topic = %shared.topic, channel = %shared.channel, nsqd = %self.address, "consumer disconnected");
             } else {
                 tracing::warn!(
-                    topic = %shared.topic, channel = %shared.channel, nsqd = %self.address, error = &lost.error as &dyn StdError, unanswered = lost.unanswered,
+                    topic = %shared.topic, channel = %shared.channel, nsqd = %self.address,
+                    error = &lost.error as &dyn StdError, unanswered = lost.unanswered,
                     retry_in = ?delay, "consumer is not connected"
                 );
             }
