@@ -121,11 +121,7 @@ impl BatchOptions {
 /// As for a [`Handler`](super::Handler#blocking).
 ///
 /// # Cancel safety
-/// The future of a batch handler is dropped at an await point when the deadline of
-/// [`Consumer::shutdown`](crate::Consumer::shutdown) comes near or the consumer is dropped; its messages are given back and
-/// delivered again. Nothing else cancels it: [`handler_timeout`](crate::ConsumerBuilder::handler_timeout) and
-/// [`keep_alive`](crate::ConsumerBuilder::keep_alive) do nothing for batches. One that takes longer than nsqd's `msg_timeout`
-/// calls [`Message::touch`] for each message in time.
+/// As for a [`Handler`](super::Handler#cancel-safety).
 pub trait BatchHandler: Send + Sync + 'static {
     /// What has become of the messages.
     type Outcome: Into<BatchOutcome>;

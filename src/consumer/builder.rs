@@ -205,7 +205,7 @@ impl ConsumerBuilder {
     ///
     /// Messages that wait for a handler to begin are not touched: do not let `max_in_flight` be much more than
     /// [`concurrency`](Self::concurrency) if handlers are slow. Neither are those of
-    /// [batches](Self::start_batches) and [streams](Self::stream), nor those that were
+    /// [streams](Self::stream), nor those that were
     /// [taken over](super::Message::take_over): see [`Message::keep_alive_while`](super::Message::keep_alive_while).
     ///
     /// Cost: a timer and an entry in a table for each handler that waits, nothing for those that return at once.
@@ -219,8 +219,8 @@ impl ConsumerBuilder {
     /// to 24 h.
     ///
     /// Below nsqd's `msg_timeout`, it turns a handler that hangs into a requeue rather than a duplicate. A handler that
-    /// blocks its thread cannot be stopped, and handlers of [batches](Self::start_batches) are not. One that has taken its
-    /// message over or has answered it is stopped as well, and the message left to whoever has it.
+    /// blocks its thread cannot be stopped. One that has taken its message over or has answered it is stopped as well, and
+    /// the message left to whoever has it.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.rules.patience.handler_timeout = Some(timeout);
         self

@@ -101,8 +101,7 @@ impl ConsumerBuilder {
     /// Starts consuming with a handler of several messages at once, and keeps doing so until [`Consumer::shutdown`].
     ///
     /// Up to `concurrency` batches are handled at once. A batch that is not full when the consumer is shut down is given
-    /// back unhandled. [`keep_alive`](Self::keep_alive) and [`handler_timeout`](Self::handler_timeout) are about handlers of
-    /// single messages and do nothing for batches: see [`BatchHandler`].
+    /// back unhandled.
     ///
     /// ```
     /// use async_nsq::{BatchOptions, BoxError, Consumer, Message, test_server::Nsqd};
