@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nsq::{Channel, ConnectionConfig, Consumer, Handler, HandlerError, Message, Topic};
+use async_nsq::{Channel, ConnectionConfig, Consumer, ConsumerStats, Handler, HandlerError, Message, Topic};
 use clap::{ArgGroup, Parser, value_parser};
 use tokio::sync::{Notify, watch};
 
@@ -119,12 +119,33 @@ async fn follow(consumer: &Consumer, work: &Work, progress: &mut Progress) -> Re
         Err(error) if error.source().is_none() => progress.note(&format!("waiting: {error}")),
         Err(error) => return Err(error.into()),
     }
+    let mut watch = consumer.watch();
+    let mut connected = watch.stats().connections;
     loop {
         tokio::select! {
             () = work.complete.notified() => return Ok(()),
             () = progress.due() => progress.show(work.handled()),
+            true = watch.changed() => {
+                let stats = watch.stats();
+                let before = std::mem::replace(&mut connected, stats.connections);
+                if stats.connections < before {
+                    progress.note(&lost(&stats));
+                }
+            }
         }
     }
+}
+
+/// A connection is gone: how many are left, and what is known of the others.
+fn lost(stats: &ConsumerStats) -> String {
+    let failures = stats.nsqds.iter().filter_map(|nsqd| nsqd.failure.as_ref());
+    let failures: Vec<String> = failures.map(|error| cli::chain(error)).collect();
+    let reasons = failures.join("; ");
+    format!(
+        "connected to {} of {} nsqds: {reasons}",
+        stats.connections,
+        stats.nsqds.len()
+    )
 }
 
 /// The handler: it counts messages.

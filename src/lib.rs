@@ -66,8 +66,15 @@
 //! not there yet.
 //!
 //! # Logs
-//! The crate logs with [`tracing`]: connections made and a consumer's end at `info`, lost connections and messages
-//! given up at `warn`, a give-up hook that panics at `error`, failed handlers at `debug`, heartbeats at `trace`.
+//! The crate logs with [`tracing`], and a consumer's lines name its topic and channel:
+//!
+//! | level | what |
+//! | --- | --- |
+//! | `error` | a hook that panics, a dead letter that could not be published |
+//! | `warn` | a connection lost or not made, an nsqlookupd that begins to fail, the pauses of a backoff; for each message: given up, refused by nsqd, its handler stopped |
+//! | `info` | connections made and closed, an nsqlookupd or handlers that do well again, a consumer's end with its report |
+//! | `debug` | errors of handlers, duplicates that are skipped, nsqds found and gone |
+//! | `trace` | heartbeats |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backoff;

@@ -13,6 +13,9 @@ const MAX_HOST: usize = 253;
 /// # Errors
 /// What is wrong with it, in words that follow a colon.
 pub(crate) fn split(address: &str) -> Result<(&str, u16), &'static str> {
+    if address.contains("://") {
+        return Err("a scheme is not supported");
+    }
     let Some((host, port)) = address.rsplit_once(':') else {
         return Err("the port is missing");
     };

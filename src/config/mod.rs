@@ -3,13 +3,9 @@
 pub(crate) mod address;
 mod connection;
 mod lookupd;
-#[cfg(feature = "tls")]
-mod tls;
 
+#[cfg(feature = "tls")]
+pub use crate::transport::tls::{DangerousTls, TlsConfig};
 pub use connection::ConnectionConfig;
 pub use lookupd::LookupdConfig;
 pub(crate) use lookupd::LookupdTarget;
-#[cfg(feature = "tls")]
-pub use tls::{DangerousTls, TlsConfig};
-#[cfg(feature = "tls")]
-pub(crate) use tls::{Pem, PrivatePem};

@@ -292,7 +292,7 @@ impl<H: BatchHandler> Batcher<H> {
                 continue;
             }
             if verdict == Err(Verdict::GiveUp) {
-                tracing::warn!(nsqd = %entry.link.address, id = %entry.id, attempts = entry.attempts, "message is given up");
+                self.hall.desk.log_given_up(&entry.link, entry.id, entry.attempts);
                 let message = entry.kept.clone();
                 let message = message.map(|kept| Message::of_handler(kept, Arc::clone(&entry.lease)));
                 answers.hand_over();

@@ -17,7 +17,7 @@ use crate::name::{Channel, Topic};
 use crate::producer::Producer;
 use crate::protocol::LookupProducer;
 
-/// Options of a [`Consumer`], each with a default. The names are go-nsq's where go-nsq has the option.
+/// Options of a [`Consumer`](super::Consumer), each with a default. The names are go-nsq's where go-nsq has the option.
 ///
 /// A setter never fails; [`start`](Self::start) reports a value out of range, with the option's name and what is
 /// allowed.
@@ -104,7 +104,7 @@ impl ConsumerBuilder {
     }
 
     /// How many messages may be delivered and not answered, over all connections together. Default: 200 (go-nsq's is
-    /// 1). With 0 nothing comes until [`Consumer::set_max_in_flight`] raises it.
+    /// 1). With 0 nothing comes until [`Consumer::set_max_in_flight`](super::Consumer::set_max_in_flight) raises it.
     ///
     /// Each nsqd gets an even share of it as its RDY. A new connection starts with 1 and gets its share with its first
     /// message; one that has been silent for [`low_rdy_idle_timeout`](Self::low_rdy_idle_timeout) keeps 1, and the others
@@ -204,7 +204,8 @@ impl ConsumerBuilder {
     /// [`ConsumerStats::timed_out`](super::ConsumerStats::timed_out) and makes the consumer back off.
     ///
     /// Messages that wait for a handler to begin are not touched: do not let `max_in_flight` be much more than
-    /// [`concurrency`](Self::concurrency) if handlers are slow. Neither are those that were
+    /// [`concurrency`](Self::concurrency) if handlers are slow. Neither are those of
+    /// [streams](Self::stream), nor those that were
     /// [taken over](super::Message::take_over): see [`Message::keep_alive_while`](super::Message::keep_alive_while).
     ///
     /// Cost: a timer and an entry in a table for each handler that waits, nothing for those that return at once.
@@ -393,9 +394,9 @@ impl ConsumerBuilder {
     /// consumer that connects: what was published before goes to the other channels only. With it, an nsqd that gets
     /// the topic's first message asks nsqlookupd for the topic's channels, and creates this one before that message.
     ///
-    /// It goes along with the rounds of questions, so a failure is repaired by the next one, and so is a channel that is
-    /// deleted, or forgotten by an nsqlookupd that was restarted: as long as this consumer runs, its topic and channel
-    /// exist. Failures are logged and never fatal. It does not help with nsqds that know no nsqlookupd or have the
+    /// Without an nsqlookupd it does nothing. It goes along with the rounds of questions, so a failure is repaired by the
+    /// next one, and so is a channel that is deleted, or forgotten by an nsqlookupd that was restarted: as long as this
+    /// consumer runs, its topic and channel exist. Failures are logged and never fatal. It does not help with nsqds that know no nsqlookupd or have the
     /// topic already, needs nsqlookupd 1.0 or later, and is refused for a channel that is `#ephemeral`: nsqd creates such a
     /// channel with its first consumer and not before.
     pub fn create_topic_and_channel(mut self, create: bool) -> Self {
@@ -424,7 +425,11 @@ impl ConsumerBuilder {
         self.channel.clone()?;
         self.connection.validate()?;
         if self.nsqds.is_empty() && self.lookupds.is_empty() {
-            return Err(Error::option("nsqd", "not set", "an address here or of a lookupd"));
+            return Err(Error::option(
+                "nsqd",
+                "not set and neither is lookupd",
+                "an address of one of them at least",
+            ));
         }
         if let Some(concurrency) = self.concurrency {
             if !(1..=100_000).contains(&concurrency) {

@@ -167,9 +167,9 @@ impl Message {
     /// It returns when the command is queued; nsqd answers it only if it is too late (see [`lost`](Self::lost)).
     ///
     /// # Errors
-    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the connection that delivered the message
+    /// [`ErrorKind::ConnectionLost`] if the connection that delivered the message
     /// is gone: nsqd will deliver it again whatever this handler does.
-    /// [`ErrorKind::NotSent`](crate::ErrorKind::NotSent) if thousands of touches wait already.
+    /// [`ErrorKind::NotSent`] if thousands of touches wait already.
     pub fn touch(&self) -> Result<()> {
         self.grip().touch()
     }
@@ -194,10 +194,10 @@ impl Message {
     /// ```
     ///
     /// # Errors
-    /// The message is lost, and nothing answers it any more: [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut) once nsqd's
+    /// The message is lost, and nothing answers it any more: [`ErrorKind::TimedOut`] once nsqd's
     /// `max-msg-timeout` has passed since the delivery or the message has come again,
-    /// [`ErrorKind::Rejected`](crate::ErrorKind::Rejected) if nsqd has refused the TOUCH,
-    /// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the connection has ended. In each case nsqd delivers
+    /// [`ErrorKind::Rejected`] if nsqd has refused the TOUCH,
+    /// [`ErrorKind::ConnectionLost`] if the connection has ended. In each case nsqd delivers
     /// the message again. The first two count in the statistics as timed out and make the consumer back off.
     ///
     /// # Cancel safety
@@ -264,8 +264,8 @@ impl Message {
     /// handler, the handler's result does not answer the message any more.
     ///
     /// # Errors
-    /// When awaited: [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost) if the connection that delivered the
-    /// message is gone, [`ErrorKind::Shutdown`](crate::ErrorKind::Shutdown) if the consumer has given the message
+    /// When awaited: [`ErrorKind::ConnectionLost`] if the connection that delivered the
+    /// message is gone, [`ErrorKind::Shutdown`] if the consumer has given the message
     /// back. In both cases nsqd delivers it again.
     ///
     /// NSQ does not confirm a FIN. One that comes after `msg_timeout` is refused later: see
@@ -309,7 +309,7 @@ impl Message {
     /// before. It costs a round trip and a line in nsqd's log for each message.
     ///
     /// # Errors
-    /// Those of [`finish`](Self::finish), and [`ErrorKind::Rejected`](crate::ErrorKind::Rejected) with
+    /// Those of [`finish`](Self::finish), and [`ErrorKind::Rejected`] with
     /// [`FinFailed`](protocol::ErrorCode::FinFailed) if FIN came too late: nsqd has delivered the message again.
     ///
     /// # Cancel safety

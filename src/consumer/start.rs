@@ -168,7 +168,8 @@ impl ConsumerBuilder {
     }
 
     /// Starts consuming, with the messages as a stream instead of a handler, until [`MessageStream::shutdown`] or until the
-    /// stream is dropped. Options about handlers, such as `concurrency`, mean nothing to it.
+    /// stream is dropped. Options about handlers mean nothing to it: `concurrency`, `handler_timeout`, and `keep_alive`,
+    /// for which there is [`Message::keep_alive_while`](crate::Message::keep_alive_while).
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -200,6 +201,8 @@ impl ConsumerBuilder {
         let (topic, channel) = (self.topic.clone()?, self.channel.clone()?);
         let discovery = self.new_discovery(&topic, &channel)?;
         let desk = Arc::new(Desk::new(
+            &topic,
+            &channel,
             Rules {
                 dead_letters: self.new_dead_letters(&topic)?,
                 ..self.rules

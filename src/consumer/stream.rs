@@ -52,7 +52,7 @@ use super::work::source::Source;
 /// # }
 /// ```
 ///
-/// With `futures-util`, the first message of each of ten seconds:
+/// With the combinators of `futures-util`, the first ten messages:
 ///
 /// ```
 /// # use async_nsq::{Message, MessageStream};

@@ -269,7 +269,12 @@ fn log_lookupd(question: &impl Question, before: &LookupdFacts, after: &LookupdF
         (Status::Failing { .. }, Status::Failing { .. }) => {}
         (_, Status::Failing { error, .. }) => {
             let cause = error.source().map(tracing::field::display);
-            tracing::warn!(topic, lookupd, %error, cause, "nsqlookupd does not answer; its last answer stays in use");
+            let told = if after.answered_at.is_some() {
+                "; its last answer stays in use"
+            } else {
+                ""
+            };
+            tracing::warn!(topic, lookupd, %error, cause, "nsqlookupd gives no usable answer{told}");
         }
         (Status::Failing { since: failing, .. }, Status::Answering { since }) => {
             let after = since.saturating_duration_since(*failing);

@@ -1,5 +1,7 @@
 //! TLS over any stream, as a client.
 
+mod config;
+
 use std::error::Error as StdError;
 use std::fs;
 use std::io;
@@ -14,8 +16,9 @@ use tokio_rustls::rustls::{
     self, AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 
+pub use self::config::{DangerousTls, TlsConfig};
+use self::config::{Pem, PrivatePem};
 use super::connector::BoxIo;
-use crate::config::{Pem, PrivatePem, TlsConfig};
 use crate::error::{Error, ErrorKind, Result, Step};
 
 /// Checks what can be checked without a peer. The system's authorities are not loaded.

@@ -22,6 +22,7 @@ use crate::consumer::state::{Counts, MessageRef};
 use crate::consumer::supervisor::mailbox::{Event, Mailbox};
 use crate::consumer::work::panics::{catch_panic, caught};
 use crate::error::{Error, ErrorKind, Result};
+use crate::name::{Channel, Topic};
 use crate::protocol::MessageId;
 
 /// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
@@ -84,6 +85,9 @@ impl Rules {
 /// What all messages, workers and connections of a consumer share.
 #[derive(Default)]
 pub(in crate::consumer) struct Desk {
+    /// Whose it is, for the log.
+    pub(in crate::consumer) topic: String,
+    pub(in crate::consumer) channel: String,
     pub(in crate::consumer) mailbox: Mailbox,
     pub(in crate::consumer) counts: Counts,
     pub(in crate::consumer) rules: Rules,
@@ -119,8 +123,15 @@ pub(in crate::consumer) struct Claim {
 }
 
 impl Desk {
-    pub(in crate::consumer) fn new(rules: Rules, duplicates: Option<Arc<Duplicates>>) -> Self {
+    pub(in crate::consumer) fn new(
+        topic: &Topic,
+        channel: &Channel,
+        rules: Rules,
+        duplicates: Option<Arc<Duplicates>>,
+    ) -> Self {
         Self {
+            topic: topic.to_string(),
+            channel: channel.to_string(),
             rules,
             duplicates,
             ..Self::default()
@@ -190,7 +201,10 @@ impl Desk {
                 }
             });
             if let Err(error) = called.await {
-                tracing::error!(%error, "the give-up hook failed; the message is requeued");
+                tracing::error!(
+                    topic = self.topic, channel = self.channel, %error,
+                    "the give-up hook failed; the message is requeued"
+                );
                 return Err(Verdict::PLAIN);
             }
         }
@@ -201,18 +215,36 @@ impl Desk {
         Ok(())
     }
 
+    /// Tells in the log that a message is given up, and why.
+    pub(in crate::consumer) fn log_given_up(&self, link: &Link, id: MessageId, attempts: u16) {
+        let (topic, channel, max_attempts) = (&*self.topic, &*self.channel, self.rules.max_attempts);
+        if self.rules.is_exceeded_by(attempts) {
+            tracing::warn!(
+                topic, channel, nsqd = %link.address, %id, attempts, max_attempts, msg_timeout = ?link.msg_timeout,
+                "message is given up, since it was delivered too often: its handler fails, or takes longer than msg_timeout"
+            );
+        } else {
+            tracing::warn!(topic, channel, nsqd = %link.address, %id, attempts, "message is given up, as its handler asked");
+        }
+    }
+
     /// nsqd has taken a message back, this long after its delivery, and it was at work still: nothing is to be answered.
     /// The caller had the right to answer it.
     pub(in crate::consumer) fn lose(&self, link: &Arc<Link>, id: MessageId, error: &Error, after: Duration) {
-        tracing::warn!(
-            nsqd = %link.address, %id, ?after, msg_timeout = ?link.msg_timeout, max_msg_timeout = ?link.max_msg_timeout,
-            error = error as &dyn std::error::Error, "the message is lost; what handled it is stopped"
-        );
         if error.kind() == ErrorKind::ConnectionLost {
-            // That is no handler's fault.
+            // That is no handler's fault, and the loss of the connection is told once, with the number of its messages.
+            tracing::debug!(
+                topic = self.topic, channel = self.channel, nsqd = %link.address, %id,
+                "the message is lost with its connection; what handled it is stopped"
+            );
             self.counts.unsent.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        tracing::warn!(
+            topic = self.topic, channel = self.channel, nsqd = %link.address, %id, ?after,
+            msg_timeout = ?link.msg_timeout, max_msg_timeout = ?link.max_msg_timeout,
+            error = error as &dyn std::error::Error, "the message is lost; what handled it is stopped"
+        );
         self.counts.timed_out.fetch_add(1, Ordering::Relaxed);
         self.mailbox.send(Event::Handled {
             link: Arc::clone(link),
@@ -246,7 +278,7 @@ impl Desk {
             Ok(())
         });
         if let Err(error) = called {
-            tracing::error!(%error, "the hook for refused answers failed");
+            tracing::error!(topic = self.topic, channel = self.channel, %error, "the hook for refused answers failed");
         }
     }
 

@@ -99,7 +99,8 @@ enum Store {
 
 impl DuplicateWindow {
     /// Remembers up to `count` keys, each for up to `age`, in memory: about 100 bytes and twice a pointer per key of the
-    /// default length. The oldest makes room for the newest. What is forgotten is handled again if it comes again.
+    /// default length. The oldest makes room for the newest. What is forgotten is handled again if it comes again. There
+    /// is no default and no bound to either; with 0 nothing is remembered.
     ///
     /// A good `age` is longer than nsqd's `msg-timeout` (60 s) and than a reconnection takes; a good `count` what the
     /// consumer finishes in that time.

@@ -164,7 +164,11 @@ impl Duplicates {
         match caught(|| Ok(key(&message))) {
             Ok(key) => Some(key.into()),
             Err(error) => {
-                tracing::warn!(nsqd = %delivery.link.address, id = %delivery.message.id, %error, "the key of a message could not be made, so its duplicates are handled");
+                tracing::warn!(
+                    topic = delivery.link.desk.topic, channel = delivery.link.desk.channel,
+                    nsqd = %delivery.link.address, id = %delivery.message.id, %error,
+                    "the key of a message could not be made, so its duplicates are handled"
+                );
                 None
             }
         }

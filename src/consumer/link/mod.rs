@@ -247,7 +247,7 @@ impl Link {
                 return;
             }
         }
-        tracing::warn!(nsqd = %self.address, "{explained}");
+        tracing::warn!(topic = self.desk.topic, channel = self.desk.channel, nsqd = %self.address, "{explained}");
         self.desk.counts.refused.fetch_add(1, Ordering::Relaxed);
         self.desk.mailbox.send(Event::Refused(AnswerRefused {
             nsqd: Arc::clone(&self.address),

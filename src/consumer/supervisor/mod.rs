@@ -258,6 +258,7 @@ impl Supervisor {
             backoff_level: self.flow.backoff_level(),
             backoff_until: self.flow.backoff_until(),
         };
+        let mut before = flow;
         let mut changed = false;
         for (id, known) in &self.links {
             let reason = self.flow.pause_reason(*id);
@@ -265,9 +266,33 @@ impl Supervisor {
             changed |= known.link.set_decided(self.flow.rdy(*id), reason);
         }
         self.state.send_if_modified(|state| {
-            changed |= std::mem::replace(&mut state.flow, flow) != flow;
+            before = std::mem::replace(&mut state.flow, flow);
+            changed |= before != flow;
             changed
         });
+        self.log_backoff(before, flow);
+    }
+
+    /// A line for each pause that a failure brings, so for at most as many as there are pauses, and one at the end.
+    fn log_backoff(&self, before: FlowPicture, after: FlowPicture) {
+        let (topic, channel, level) = (&self.shared.topic, &self.shared.channel, after.backoff_level);
+        let left = |until: std::time::Instant| until.saturating_duration_since(Instant::now().into_std());
+        match after
+            .backoff_until
+            .filter(|_| after.backoff_until != before.backoff_until)
+        {
+            Some(until) if level >= before.backoff_level => tracing::warn!(
+                %topic, %channel, level, pause = ?left(until),
+                "messages fail, so the consumer backs off: RDY 0 everywhere, then one message that tries"
+            ),
+            Some(until) => {
+                tracing::debug!(%topic, %channel, level, pause = ?left(until), "a message succeeded; the backoff goes on");
+            }
+            None if level == 0 && before.backoff_level > 0 => {
+                tracing::info!(%topic, %channel, "messages succeed again, the backoff is over");
+            }
+            None => {}
+        }
     }
 
     fn handle_discovered(&mut self, changes: Changes) {
@@ -343,7 +368,7 @@ impl Supervisor {
         )
         .at(address);
         if !self.state.borrow().failing.contains_key(address) {
-            tracing::warn!("{explained}");
+            tracing::warn!(topic = %self.shared.topic, channel = %self.shared.channel, "{explained}");
         }
         explained.because(error)
     }

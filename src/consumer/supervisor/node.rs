@@ -94,10 +94,11 @@ impl Node {
             };
             let delay = reconnect.next_delay();
             if *leaving.borrow() {
-                tracing::info!(nsqd = %self.address, "consumer disconnected");
+                tracing::info!(topic = %shared.topic, channel = %shared.channel, nsqd = %self.address, "consumer disconnected");
             } else {
                 tracing::warn!(
-                    nsqd = %self.address, error = &lost.error as &dyn StdError, unanswered = lost.unanswered,
+                    topic = %shared.topic, channel = %shared.channel, nsqd = %self.address,
+                    error = &lost.error as &dyn StdError, unanswered = lost.unanswered,
                     retry_in = ?delay, "consumer is not connected"
                 );
             }
@@ -128,7 +129,10 @@ impl Node {
             &connection.granted,
             Arc::clone(&shared.desk),
         ));
-        tracing::info!(nsqd = %self.address, version = connection.granted.version, "consumer connected");
+        tracing::info!(
+            topic = %shared.topic, channel = %shared.channel, nsqd = %self.address, version = connection.granted.version,
+            "consumer connected"
+        );
         shared.desk.mailbox.send(Event::Connected {
             link: Arc::clone(&link),
             leaving: self.leaving.clone(),

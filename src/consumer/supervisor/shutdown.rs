@@ -196,7 +196,7 @@ impl Supervisor {
             abandoned: self.abandoned(),
             unflushed: unclosed + self.broken,
         };
-        tracing::info!(?report, "consumer ended");
+        tracing::info!(topic = %self.shared.topic, channel = %self.shared.channel, ?report, "consumer ended");
         self.state.send_modify(|state| {
             state.links.clear();
             state.report = Some(report);

@@ -114,8 +114,8 @@ impl Source {
             return Some(unstarted);
         }
         let (delivery, ticket) = unstarted.begin()?;
+        self.desk.log_given_up(&delivery.link, delivery.message.id, attempts);
         let message = Message::owned(delivery, ticket);
-        tracing::warn!(nsqd = message.nsqd(), id = %message.id(), attempts, "message is given up");
         let giving_up = async {
             // It fails if the connection is lost, and then nsqd delivers the message again.
             let _delivered_again = message.give_up().await;

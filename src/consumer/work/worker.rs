@@ -165,7 +165,7 @@ impl<H: Handler> Worker<H> {
             Err(Verdict::GiveUp) => {
                 *pace = Pace::Waited;
                 shop.inbox.give_back(self.number);
-                tracing::warn!(nsqd = %link.address, %id, attempts, "message is given up");
+                shop.desk.log_given_up(&link, id, attempts);
                 let message = kept.map(|kept| Message::of_handler(kept, Arc::clone(&lease)));
                 let giving_up = pin!(Some(shop.desk.give_up(message)));
                 let patience = shop.desk.rules.patience.without_timeout();
@@ -218,7 +218,7 @@ impl<H: Handler> Worker<H> {
             Err(Cut::TimedOut(limit)) => {
                 shop.desk.counts.handler_timeouts.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
-                    nsqd = %grip.link.address, id = %grip.id,
+                    topic = shop.desk.topic, channel = shop.desk.channel, nsqd = %grip.link.address, id = %grip.id,
                     "the handler is stopped, since it has taken longer than handler_timeout ({limit:?}); its message is requeued \
                      unless it has answered it or handed it on"
                 );
@@ -296,7 +296,10 @@ pub(in crate::consumer) fn judge(result: Result<(), BoxError>, link: &Link, id: 
     let Err(error) = result else { return Ok(()) };
     // The error is the user's, and so is what it does when it is displayed or dropped.
     let judged = caught(move || {
-        tracing::debug!(nsqd = %link.address, %id, error = &*error as &dyn std::error::Error, "handler failed");
+        tracing::debug!(
+            topic = link.desk.topic, channel = link.desk.channel, nsqd = %link.address, %id,
+            error = &*error as &dyn std::error::Error, "handler failed"
+        );
         Ok(Verdict::of(&error))
     });
     Err(judged.unwrap_or(Verdict::PLAIN))
