@@ -379,3 +379,39 @@ async fn a_stream_waits_for_its_store_and_a_finish_by_hand_too() {
     assert!(report.is_clean());
     assert_eq!(report.returned, 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_waits_for_one_that_is_lost_is_handled() {
+    let mut nsqd = Nsqd::start();
+    let (sender, mut taken) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |message: Message| {
+        let sender = sender.clone();
+        async move {
+            if message.attempts() == 1 {
+                sender.send(message.take_over())?;
+            }
+            Ok::<(), BoxError>(())
+        }
+    };
+    let builder = nsqd.consumer().max_in_flight(10).skip_duplicates(window());
+    let consumer = builder
+        .max_backoff_duration(Duration::ZERO)
+        .start(handler)
+        .await
+        .unwrap();
+    let granted = br#"{"max_rdy_count":2500,"version":"1.3.0","msg_timeout":10000,"max_msg_timeout":22000}"#;
+    let mut peer = nsqd.accept_granting(granted).await;
+    peer.deliver([1]).await;
+    let first = taken.recv().await.unwrap();
+    // Longer than nsqd waits, so it delivers the message again on the same connection.
+    sleep(first.time_left() + SECOND).await;
+    peer.send_bytes(&frames(&[delivery(1, 2, "1")])).await;
+    settle().await;
+    assert_eq!(answers(&mut peer).await, []);
+    assert!(first.keep_alive_while(sleep(SECOND)).await.is_err());
+    drop(first);
+    settle().await;
+    assert_eq!(answers(&mut peer).await, [fin(1)]);
+    assert_eq!(consumer.stats().connections, 1);
+    assert_eq!((consumer.stats().in_flight, consumer.stats().duplicates), (0, 0));
+}

@@ -212,11 +212,20 @@ impl Ticket {
 
     /// The message is answered: those that waited for it are finished too, or one of them is handled now.
     pub(in super::super) fn end(&self, finished: bool) {
+        self.end_with(finished, vec![self.place]);
+    }
+
+    /// As [`end`](Self::end), but nsqd was told nothing of this delivery. If it has taken the message back and delivered it
+    /// again on the same connection, that one is still to be answered.
+    pub(in super::super) fn end_unanswered(&self, finished: bool) {
+        self.end_with(finished, Vec::new());
+    }
+
+    fn end_with(&self, finished: bool, mut answered: Vec<(ConnectionId, MessageId)>) {
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
         let parked = self.duplicates.window.memory.claims.lock().remove(&self.key);
-        let mut answered = vec![self.place];
         for parked in parked.into_iter().flatten() {
             let is_answered = answered.contains(&parked.place());
             answered.push(parked.place());
@@ -231,7 +240,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.end(false);
+        // Whoever answers a message says so.
+        self.end_unanswered(false);
     }
 }
 
@@ -271,10 +281,11 @@ impl Unstarted {
 
 impl Drop for Unstarted {
     fn drop(&mut self) {
-        if let Some((delivery, _ticket)) = self.inner.take() {
+        if let Some((delivery, ticket)) = self.inner.take() {
             let give_back = Command::give_back(delivery.message.id, Purpose::Unstarted);
             // On a lost connection nsqd takes the message back by itself.
             let _lost_with_its_connection = delivery.link.send(give_back);
+            ticket.iter().for_each(|ticket| ticket.end(false));
         }
     }
 }
