@@ -69,6 +69,8 @@ struct Taken {
     answers: Answers,
     /// The message that the worker is handling.
     handling: Option<(ConnectionId, MessageId)>,
+    /// Likewise, if it handles several at once.
+    batch: Vec<(ConnectionId, MessageId)>,
     /// Whether the handler is being polled, so that it has the thread.
     polled: bool,
     /// Whether it was found not to have moved.
@@ -247,7 +249,18 @@ impl Inbox {
 
     /// The messages that workers are handling.
     pub(in crate::consumer) fn handling(&self) -> Vec<(ConnectionId, MessageId)> {
-        self.groups.iter().filter_map(|group| group.lock().handling).collect()
+        let mut handling = Vec::new();
+        for group in &self.groups {
+            let group = group.lock();
+            handling.extend(group.handling);
+            handling.extend_from_slice(&group.batch);
+        }
+        handling
+    }
+
+    /// A worker that handles several messages at once is at work on these, and no others.
+    pub(in crate::consumer) fn set_batch(&self, worker: usize, batch: Vec<(ConnectionId, MessageId)>) {
+        self.groups[worker].lock().batch = batch;
     }
 
     /// A worker is through with its group.

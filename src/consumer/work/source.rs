@@ -83,6 +83,11 @@ impl Source {
         *self.asking() = None;
     }
 
+    /// Waits for what is being given up: once no more messages come, so that a shutdown does not cut it off.
+    pub(in crate::consumer) async fn end(&mut self) {
+        while self.giving_up.join_next().await.is_some() {}
+    }
+
     fn asking(&mut self) -> &mut Option<Asking> {
         self.asking.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,6 +120,8 @@ impl Source {
             // It fails if the connection is lost, and then nsqd delivers the message again.
             let _delivered_again = message.give_up().await;
         };
+        // Nobody has to watch over a hook that blocks its thread: this task has woken none that would be stuck behind it, and
+        // holds no messages but its own.
         self.giving_up.spawn_on(giving_up, &self.runtime);
         None
     }
