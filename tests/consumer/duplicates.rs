@@ -135,12 +135,29 @@ async fn what_one_connection_delivers_twice_is_answered_once() {
             .await;
     }
     settle().await;
-    assert_eq!(consumer.stats().in_flight, 6);
+    assert_eq!(consumer.stats().in_flight, 4, "a third delivery replaces the second");
     log.permits.add_permits(2);
     settle().await;
     assert_eq!(answers(&mut peer).await, [fin(1), req(2, 90_000)]);
     assert_eq!(log.bodies(), ["good", "bad"]);
-    assert_eq!((consumer.stats().duplicates, consumer.stats().in_flight), (2, 0));
+    assert_eq!((consumer.stats().duplicates, consumer.stats().in_flight), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_is_stuck_does_not_use_up_what_may_be_in_flight() {
+    let mut nsqd = Nsqd::start();
+    let log = Log::new(0);
+    let builder = nsqd.consumer().max_in_flight(10).skip_duplicates(window());
+    let consumer = builder.start(log.handler()).await.unwrap();
+    let mut peer = accept(&mut nsqd).await;
+    for attempts in 1..=30 {
+        peer.send_bytes(&frames(&[delivery(1, attempts, "stuck")])).await;
+        settle().await;
+    }
+    peer.deliver([2]).await;
+    settle().await;
+    assert_eq!((log.bodies().len(), consumer.stats().in_flight), (2, 3));
+    assert_eq!(consumer.stats().connections, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -49,6 +49,12 @@ impl Parked {
         self.delivery.link.check().is_ok()
     }
 
+    /// nsqd has taken it back and delivered it again on the same connection, so it is not in flight any more.
+    fn forget(self) {
+        let forget = Command::Forget(self.delivery.message.id);
+        let _lost_with_its_connection = self.delivery.link.send(forget);
+    }
+
     /// Finished by another delivery of the same message.
     fn finish(&self, answered: bool) {
         let Delivery { message, link, .. } = &self.delivery;
@@ -130,7 +136,12 @@ impl Duplicates {
                 // Else they would pile up with each reconnection.
                 parked.retain(Parked::is_alive);
                 let inbox = Arc::clone(inbox);
-                parked.push(Parked { delivery, inbox });
+                let newest = Parked { delivery, inbox };
+                match parked.iter_mut().find(|parked| parked.place() == newest.place()) {
+                    // Else a handler that is stuck would use up what may be in flight, by and by.
+                    Some(older) => std::mem::replace(older, newest).forget(),
+                    None => parked.push(newest),
+                }
                 return Admission::Settled;
             }
             Entry::Vacant(unclaimed) => {
