@@ -319,8 +319,10 @@ impl ConsumerBuilder {
 
     /// How often nsqlookupds are asked when all is well. Default: 60 s, as in go-nsq. Allowed: 10 ms to 5 min.
     ///
-    /// At the start and after each change (an nsqd found or dropped, an nsqlookupd that begins to fail or recovers) they
-    /// are asked more often, from every second up to this interval, and within a second when a connection is lost.
+    /// At the start and after each change (an nsqd found, missing or dropped, an nsqlookupd that begins to fail or
+    /// recovers) they are asked more often, from every second up to this interval, and within a second when a connection
+    /// is lost. An nsqd that has registered anew with one of them, as it does when it is started, is connected to at
+    /// once.
     pub fn lookupd_poll_interval(mut self, interval: Duration) -> Self {
         self.discovery.poll_interval = interval;
         self

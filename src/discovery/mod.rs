@@ -8,6 +8,7 @@ mod facts;
 mod http;
 mod poll;
 mod question;
+mod registrations;
 mod rounds;
 mod schedule;
 mod view;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 
 use super::http::refused;
+use super::registrations::digest;
 use super::view::Answer;
 use crate::config::address;
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -102,7 +103,11 @@ impl Nsqds {
         answer.channel = self.channel_of(&lookup);
         for producer in &lookup.producers {
             match self.address_of(producer) {
-                Ok(Some(address)) => answer.items.push(address),
+                Ok(Some(address)) => {
+                    let registration = (Arc::clone(&address), digest(&producer.remote_address));
+                    answer.registrations.push(registration);
+                    answer.items.push(address);
+                }
                 Ok(None) => answer.filtered += 1,
                 Err(reason) => {
                     answer.malformed += 1;

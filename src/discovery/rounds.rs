@@ -13,6 +13,7 @@ use super::facts::{LookupdFacts, Status};
 use super::http::Client;
 use super::poll::{Ask, Asker};
 use super::question::Question;
+use super::registrations::Registrations;
 use super::schedule::PollSchedule;
 use super::view::{Changes, View};
 use crate::config::{LookupdConfig, LookupdTarget};
@@ -28,6 +29,7 @@ pub(crate) struct Rounds<Q: Question> {
     targets: Vec<LookupdTarget>,
     schedule: PollSchedule,
     view: View<Q::Item>,
+    registrations: Registrations<Q::Item>,
     phase: Phase<Q::Item>,
     round_began: Instant,
     was_clean: bool,
@@ -66,6 +68,7 @@ impl<Q: Question> Rounds<Q> {
             targets: Vec::new(),
             schedule: PollSchedule::new(options.poll_interval, options.poll_jitter, seed),
             view: View::new([], max_items, options.min_absence),
+            registrations: Registrations::new(max_items),
             phase: Phase::Due,
             round_began: Instant::now(),
             was_clean: true,
@@ -142,6 +145,7 @@ impl<Q: Question> Rounds<Q> {
         if !self.view.remove_lookupd(&address) {
             return Ok(false);
         }
+        self.registrations.forget(&address);
         self.targets.retain(|target| target.address != address);
         if let Phase::Asking(asks) = &mut self.phase {
             asks.retain(|(asked, _)| *asked != address);
@@ -198,11 +202,14 @@ impl<Q: Question> Rounds<Q> {
             return Poll::Ready(());
         };
         // There are a few nsqlookupds, so asking each again whenever one moved costs less than telling them apart.
-        let (view, question) = (&mut self.view, &self.asker.question);
+        let (view, registrations, question) = (&mut self.view, &mut self.registrations, &self.asker.question);
         asks.retain_mut(|(lookupd, ask)| {
-            let Poll::Ready(answer) = ask.as_mut().poll(context) else {
+            let Poll::Ready(mut answer) = ask.as_mut().poll(context) else {
                 return true;
             };
+            if let Ok(answer) = &mut answer {
+                registrations.handle_answer(lookupd, std::mem::take(&mut answer.registrations));
+            }
             let before = view.lookupd(lookupd).map(|lookupd| lookupd.facts().clone());
             view.handle_answer(lookupd, answer, Instant::now().into_std());
             if let (Some(before), Some(after)) = (before, view.lookupd(lookupd)) {
@@ -219,11 +226,18 @@ impl<Q: Question> Rounds<Q> {
 
     fn finish_round(&mut self) -> Changes<Q::Item> {
         let was_full = self.view.ignored() > 0;
-        let changes = self.view.poll_round_finished(Instant::now().into_std());
+        let mut changes = self.view.poll_round_finished(Instant::now().into_std());
+        // What is only found now, nobody has tried yet; and what exceeds the limit is not found at all.
+        let anew = self.registrations.take().into_iter();
+        changes.anew = anew
+            .filter(|item| self.view.announced_by(item).is_some() && changes.added.binary_search(item).is_err())
+            .collect();
         self.log_changes(&changes, was_full);
         let clean = self.view.last_round_clean();
         let disturbed = std::mem::take(&mut self.disturbed);
-        let changed = disturbed || !changes.is_empty() || clean != self.was_clean;
+        // One that has vanished may well be back in a moment.
+        let vanished = self.view.vanished();
+        let changed = disturbed || vanished || !changes.is_empty() || clean != self.was_clean;
         self.was_clean = clean;
         let mut delay = self.schedule.after_round(changed);
         if self.soon {

@@ -7,11 +7,11 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 /// The delays between the rounds.
 ///
-/// They are 1 s, 2 s, 4 s and so on up to the interval, and begin anew with whatever changes: nsqds found or dropped, an
-/// nsqlookupd that begins to fail or recovers. Nsqds seldom appear alone (a topic spreads over all of them within
-/// seconds), so one that has just been found is a reason to look again soon. Each delay is shortened at random, so that
-/// many clients that started together do not stay together: `delay × (1 − jitter × random / 2)`, with `random` uniform
-/// in `[0, 1)`.
+/// They are 1 s, 2 s, 4 s and so on up to the interval, and begin anew with whatever changes: nsqds found, missing or
+/// dropped, an nsqlookupd that begins to fail or recovers. Nsqds seldom appear alone (a topic spreads over all of them
+/// within seconds), so one that has just been found is a reason to look again soon. Each delay is shortened at random, so
+/// that many clients that started together do not stay together: `delay × (1 − jitter × random / 2)`, with `random`
+/// uniform in `[0, 1)`.
 #[derive(Debug)]
 pub(super) struct PollSchedule {
     interval: Duration,

@@ -116,9 +116,48 @@ async fn n5_a_vanished_nsqd_goes_after_several_clean_rounds_over_half_a_minute()
     while start.elapsed() < 31 * SECOND {
         removed.push(discovery.next().await.removed.len());
     }
-    // Missing since the second round, which was at 1 s.
-    assert_eq!(removed, [0, 0, 0, 0, 0, 1]);
+    // Missing since the second round, which was at 1 s; from there they are fast again.
+    assert_eq!(removed, [0, 0, 0, 0, 0, 0, 1]);
     assert_eq!(discovery.view().items().collect::<Vec<_>>(), [&Arc::from("y:4150")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n2_an_nsqd_that_registers_anew_is_told_once_and_not_when_it_is_found_or_beyond_the_limit() {
+    let network = MemoryNetwork::new();
+    let at = |port: u16| {
+        Reply::Send(http(
+            "200 OK",
+            producers(&["x", "y"]).replace(":50000", &format!(":{port}")),
+        ))
+    };
+    let script = move |n| match n {
+        0 => found(&[]),
+        1 | 2 => at(1),
+        3 => Reply::Send(http("500 Internal Server Error", "broken")),
+        _ => at(2),
+    };
+    let _a = Scripted::start(&network, "a:4161", script);
+    let _b = Scripted::start(&network, "b:4161", script);
+    let options = DiscoveryOptions {
+        max_nodes: 2,
+        ..DiscoveryOptions::default()
+    };
+    let mut discovery = with_options(&network, &["a:4161", "b:4161"], &options).unwrap();
+    let mut anew = Vec::new();
+    for _ in 0..6 {
+        let changes = discovery.next().await;
+        anew.push(names(&changes.anew).join(" "));
+    }
+    assert_eq!(anew, ["", "", "", "", "x:4150 y:4150", ""]);
+    let options = DiscoveryOptions {
+        max_nodes: 1,
+        ..options
+    };
+    let _c = Scripted::start(&network, "c:4161", move |n| at(n as u16));
+    let mut discovery = with_options(&network, &["c:4161"], &options).unwrap();
+    for _ in 0..5 {
+        assert!(discovery.next().await.anew.is_empty());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,9 @@ const CLEAN_ROUNDS_TO_DROP: u32 = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Answer<T = Arc<str>> {
     pub(crate) items: Vec<T>,
+    /// The items that register with nsqlookupd, which are nsqds, each with what tells this registration of it from
+    /// another one.
+    pub(crate) registrations: Vec<(T, u64)>,
     /// How many entries were not usable.
     pub(crate) malformed: usize,
     /// One of them, and why.
@@ -31,6 +34,7 @@ impl<T> Answer<T> {
     pub(super) fn new(topic_known: bool) -> Self {
         Self {
             items: Vec::new(),
+            registrations: Vec::new(),
             malformed: 0,
             example: None,
             filtered: 0,
@@ -40,16 +44,19 @@ impl<T> Answer<T> {
     }
 }
 
-/// What a finished round changed in [`View::items`]. Both lists are sorted and have no entry in common.
+/// What a finished round changed in [`View::items`]. The lists are sorted and have no entry in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes<T = Arc<str>> {
     /// nsqds to connect to, or topics to consume.
     pub(crate) added: Vec<T>,
     /// nsqds or topics to let go of.
     pub(crate) removed: Vec<T>,
+    /// nsqds that stay and have registered anew with an nsqlookupd: they were probably started again.
+    pub(crate) anew: Vec<T>,
 }
 
 impl<T> Changes<T> {
+    /// Whether the items are the same as before.
     pub(crate) fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty()
     }
@@ -130,6 +137,8 @@ pub(crate) struct View<T = Arc<str>> {
     min_absence: Duration,
     ignored: usize,
     clean: bool,
+    /// Whether an item was found missing in the last finished round and not in the one before.
+    vanished: bool,
 }
 
 impl<T: Ord + Clone> View<T> {
@@ -143,6 +152,7 @@ impl<T: Ord + Clone> View<T> {
             min_absence,
             ignored: 0,
             clean: false,
+            vanished: false,
         }
     }
 
@@ -202,6 +212,11 @@ impl<T: Ord + Clone> View<T> {
         self.clean
     }
 
+    /// Whether the last finished round was the first one in which some item was missing.
+    pub(crate) fn vanished(&self) -> bool {
+        self.vanished
+    }
+
     /// Takes what this nsqlookupd said, or why it said nothing.
     pub(crate) fn handle_answer(&mut self, lookupd: &str, answer: Result<Answer<T>>, now: Instant) {
         let Some(lookupd) = self.lookupds.iter_mut().find(|known| **known.address() == *lookupd) else {
@@ -243,12 +258,17 @@ impl<T: Ord + Clone> View<T> {
         // Dropping comes first, because it makes room.
         let removed = self.drop_missing(now);
         let added = self.take_announced();
-        Changes { added, removed }
+        Changes {
+            added,
+            removed,
+            anew: Vec::new(),
+        }
     }
 
     fn drop_missing(&mut self, now: Instant) -> Vec<T> {
         let mut removed = Vec::new();
         let (lookupds, clean, min_absence) = (&self.lookupds, self.clean, self.min_absence);
+        let mut vanished = false;
         self.nodes.retain(|item, node| {
             if let Some(lookupd) = lookupds.iter().find(|lookupd| lookupd.announced.contains(item)) {
                 node.announced_by = Arc::clone(lookupd.address());
@@ -258,9 +278,12 @@ impl<T: Ord + Clone> View<T> {
             if !clean {
                 return true;
             }
-            let absence = node.absence.get_or_insert(Absence {
-                since: now,
-                clean_rounds: 0,
+            let absence = node.absence.get_or_insert_with(|| {
+                vanished = true;
+                Absence {
+                    since: now,
+                    clean_rounds: 0,
+                }
             });
             absence.clean_rounds = absence.clean_rounds.saturating_add(1);
             let keep = absence.clean_rounds < CLEAN_ROUNDS_TO_DROP
@@ -270,6 +293,7 @@ impl<T: Ord + Clone> View<T> {
             }
             keep
         });
+        self.vanished = vanished;
         removed
     }
 

@@ -197,7 +197,7 @@ async fn c5_a_future_that_panics_when_dropped_costs_no_worker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c6_answers_that_nsqd_refuses_keep_the_connection() {
+async fn c6_lesson_28_answers_that_nsqd_refuses_keep_the_connection() {
     let (_nsqd, consumer, mut peer) = calm(succeed).await;
     for code in ["E_FIN_FAILED", "E_REQ_FAILED", "E_TOUCH_FAILED"] {
         peer.error(&format!("{code} FIN 0d1a2b3c4d5e6f70 failed ID not in flight"))
@@ -209,7 +209,7 @@ async fn c6_answers_that_nsqd_refuses_keep_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c6_every_other_error_replaces_the_connection() {
+async fn c6_lesson_28_every_other_error_replaces_the_connection() {
     let (mut nsqd, _consumer, mut peer) = calm(succeed).await;
     for error in [
         "E_INVALID cannot RDY in current state",

@@ -55,7 +55,7 @@ async fn probed(peers: &mut [Peer; 2]) -> (&mut Peer, &mut Peer) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c4_rdy_0_is_written_to_all_before_the_req_that_caused_it() {
+async fn c4_lesson_42_rdy_0_is_written_to_all_before_the_req_that_caused_it() {
     for (failing, busy) in [(0, false), (1, false), (0, true), (1, true)] {
         let (_nsqds, _consumer, mut peers) = two().await;
         if busy {
@@ -73,7 +73,7 @@ async fn c4_rdy_0_is_written_to_all_before_the_req_that_caused_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c4_one_probe_follows_the_pause_and_its_success_restores_all_shares() {
+async fn c4_lesson_42_one_probe_follows_the_pause_and_its_success_restores_all_shares() {
     let (_nsqds, _consumer, mut peers) = two().await;
     let failed = Instant::now();
     deliver(&mut peers[0], 7, "fail").await;
@@ -142,7 +142,7 @@ async fn c4_a_requeue_without_backoff_changes_no_rdy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c4_a_probe_requeued_without_backoff_is_tried_again_after_the_same_pause() {
+async fn c4_lesson_44_a_probe_requeued_without_backoff_is_tried_again_after_the_same_pause() {
     let mut nsqd = Nsqd::start();
     let (_consumer, mut peer) = nsqd.consume(10, obey).await;
     deliver(&mut peer, 1, "fail").await;
@@ -159,7 +159,7 @@ async fn c4_a_probe_requeued_without_backoff_is_tried_again_after_the_same_pause
 }
 
 #[tokio::test(start_paused = true)]
-async fn c4_backoff_can_be_off() {
+async fn c4_lesson_46_backoff_can_be_off() {
     for by_duration in [true, false] {
         let mut nsqd = Nsqd::start();
         let builder = nsqd.consumer().max_in_flight(10);
@@ -178,7 +178,7 @@ async fn c4_backoff_can_be_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c4_the_way_back_survives_the_loss_of_all_connections() {
+async fn c4_lesson_43_the_way_back_survives_the_loss_of_all_connections() {
     let mut nsqd = Nsqd::start();
     let (_consumer, mut peer) = nsqd.consume(10, obey).await;
     deliver(&mut peer, 1, "fail").await;

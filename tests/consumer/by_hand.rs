@@ -100,7 +100,7 @@ async fn c5_an_answer_by_hand_wins_over_the_handlers_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c5_a_message_that_outlives_its_handler_cannot_answer_a_second_time() {
+async fn c5_lesson_37_a_message_that_outlives_its_handler_cannot_answer_a_second_time() {
     let house = House::new().await;
     let (sender, mut messages) = mpsc::channel(100);
     let handler = move |message: Message| {

@@ -1,5 +1,6 @@
 //! Consuming through nsqlookupd, and what `ready` says when it does not work.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use async_nsq::transport::{BoxIo, Connecting, Connector, MemoryConnector, Memory
 use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Error, ErrorKind, LookupdConfig, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
 use crate::scripted::{FIRST, Nsqd, SECOND, chain, fin, succeed, text};
 use crate::support::{Command, settle};
@@ -16,23 +18,32 @@ const LOOKUPD: &str = "lookupd:4161";
 /// An nsqlookupd that announces what it is told to.
 struct Lookupd {
     announced: Arc<Mutex<Option<Vec<&'static str>>>>,
+    /// How often it was asked.
+    asked: Arc<AtomicUsize>,
     server: JoinHandle<()>,
 }
 
 impl Lookupd {
-    /// `None` says that it does not know the topic.
+    /// `None` says that it does not know the topic. Of `host@port`, the port is the one at which it sees the nsqd, another
+    /// one for each registration, and `*` is another one in each answer.
     fn start(network: &MemoryNetwork, announced: Option<Vec<&'static str>>) -> Self {
         let mut listener = network.listen(LOOKUPD).unwrap();
         let announced = Arc::new(Mutex::new(announced));
-        let answers = Arc::clone(&announced);
+        let asked = Arc::<AtomicUsize>::default();
+        let (answers, asking) = (Arc::clone(&announced), Arc::clone(&asked));
         let server = tokio::spawn(async move {
             loop {
                 let io = listener.accept().await;
-                let answer = answer(answers.lock().unwrap().as_deref());
+                let number = asking.fetch_add(1, Ordering::Relaxed);
+                let answer = answer(answers.lock().unwrap().as_deref(), number);
                 tokio::spawn(serve(io, answer));
             }
         });
-        Self { announced, server }
+        Self {
+            announced,
+            asked,
+            server,
+        }
     }
 
     fn announce(&self, announced: Option<Vec<&'static str>>) {
@@ -46,14 +57,18 @@ impl Drop for Lookupd {
     }
 }
 
-fn answer(announced: Option<&[&str]>) -> String {
+fn answer(announced: Option<&[&str]>, number: usize) -> String {
     let (status, body) = match announced {
         None => ("404 Not Found", r#"{"message":"TOPIC_NOT_FOUND"}"#.to_owned()),
         Some(hosts) => {
             let producers: Vec<_> = hosts
                 .iter()
                 .map(|host| {
-                    format!(r#"{{"broadcast_address":"{host}","hostname":"h","tcp_port":4150,"http_port":4151}}"#)
+                    let (host, port) = host.split_once('@').unwrap_or((host, "1"));
+                    let port = port.replace('*', &number.to_string());
+                    format!(
+                        r#"{{"broadcast_address":"{host}","remote_address":"10.0.0.7:{port}","hostname":"h","tcp_port":4150,"http_port":4151}}"#
+                    )
                 })
                 .collect();
             let producers = producers.join(",");
@@ -95,7 +110,7 @@ async fn not_ready(consumer: &Consumer) -> Error {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n5_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_nothing() {
+async fn n5_lesson_58_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_nothing() {
     let network = MemoryNetwork::new();
     let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
     let lookupd = Lookupd::start(&network, None);
@@ -122,7 +137,7 @@ async fn n5_an_announced_nsqd_is_consumed_and_an_outage_of_nsqlookupd_changes_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn n5_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_answered() {
+async fn n5_lesson_57_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_answered() {
     let network = MemoryNetwork::new();
     let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
     let lookupd = Lookupd::start(&network, Some(vec!["nsqd"]));
@@ -150,6 +165,104 @@ async fn n5_an_nsqd_that_is_no_longer_announced_is_left_once_its_messages_are_an
     let mut peer = nsqd.accept().await;
     assert_eq!(peer.command().await, Command::Rdy(10));
     consumer.ready(SECOND).await.unwrap();
+}
+
+/// Drops each connection once it is subscribed, for so long. Returns how often there was one.
+async fn crash_for(nsqd: &mut Nsqd, duration: Duration) -> u32 {
+    let mut connections = 0;
+    let crashing = async {
+        loop {
+            drop(nsqd.accept().await);
+            connections += 1;
+        }
+    };
+    assert!(timeout(duration, crashing).await.is_err());
+    connections
+}
+
+#[tokio::test(start_paused = true)]
+async fn n2_an_nsqd_that_registers_anew_is_dialled_at_once_however_far_it_was_backed_off_from() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
+    let lookupd = Lookupd::start(&network, Some(vec!["nsqd@1"]));
+    let consumer = consumer(&network)
+        .lookupd_poll_interval(5 * SECOND)
+        .start(succeed)
+        .await
+        .unwrap();
+    // Announced without a change, it is dialled at the pace of the backoff.
+    let connections = crash_for(&mut nsqd, 600 * SECOND).await;
+    assert!((15..40).contains(&connections), "{connections} in ten minutes");
+    for seen_at in ["nsqd@2", "nsqd@3"] {
+        lookupd.announce(Some(vec![seen_at]));
+        let announced = Instant::now();
+        let mut peer = nsqd.accept().await;
+        assert!(announced.elapsed() <= 5 * SECOND, "{:?}", announced.elapsed());
+        peer.deliver([1]).await;
+        while peer.command().await != fin(1) {}
+        // Once for each registration, and no more.
+        drop(peer);
+        assert!(crash_for(&mut nsqd, 100 * SECOND).await <= 4);
+    }
+    // Gone, and seen again as it was before: a moment's break of its connection to nsqlookupd.
+    lookupd.announce(Some(vec![]));
+    crash_for(&mut nsqd, 20 * SECOND).await;
+    lookupd.announce(Some(vec!["nsqd@3"]));
+    let announced = Instant::now();
+    let _peer = nsqd.accept().await;
+    assert!(announced.elapsed() <= 5 * SECOND, "{:?}", announced.elapsed());
+    consumer.ready(SECOND).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_registration_anew_does_not_touch_a_connection_and_hastens_nothing_after_its_end() {
+    let network = MemoryNetwork::new();
+    let mut nsqd = Nsqd::start_at(&network, "nsqd:4150");
+    let lookupd = Lookupd::start(&network, Some(vec!["nsqd@1"]));
+    let _consumer = consumer(&network).start(succeed).await.unwrap();
+    let mut peer = nsqd.accept().await;
+    assert_eq!(peer.command().await, Command::Rdy(10));
+    lookupd.announce(Some(vec!["nsqd@2"]));
+    for number in 0..10 {
+        tokio::time::sleep(20 * SECOND).await;
+        peer.heartbeat().await;
+        peer.deliver([number]).await;
+        assert_eq!(peer.command().await, fin(number));
+    }
+    let lost = Instant::now();
+    drop(peer);
+    let _peer = nsqd.accept().await;
+    assert!(lost.elapsed() >= Duration::from_millis(100), "spread as ever");
+}
+
+/// Counts the attempts to reach nsqds.
+#[derive(Debug)]
+struct Counting(MemoryConnector, Arc<AtomicUsize>);
+
+impl Connector for Counting {
+    fn connect(&self, address: &str) -> Connecting {
+        if address != LOOKUPD {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+        self.0.connect(address)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn n5_a_registration_anew_in_each_answer_costs_an_attempt_a_round_and_no_further_rounds() {
+    let network = MemoryNetwork::new();
+    let lookupd = Lookupd::start(&network, Some(vec!["unreachable@*", "unreachable@7*"]));
+    let dials = Arc::<AtomicUsize>::default();
+    let connection = ConnectionConfig::new().connector(Counting(network.connector(), Arc::clone(&dials)));
+    let _consumer = consumer(&network).connection(connection).start(succeed).await.unwrap();
+    tokio::time::sleep(600 * SECOND).await;
+    let (dials, rounds) = (dials.load(Ordering::Relaxed), lookupd.asked.load(Ordering::Relaxed));
+    assert!((10..20).contains(&rounds), "{rounds} rounds in ten minutes");
+    // Besides those of the backoff, which goes on.
+    assert!(
+        (rounds..rounds + 25).contains(&dials),
+        "{dials} dials in {rounds} rounds"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,7 +295,7 @@ async fn c7_an_nsqd_that_is_being_left_is_not_told_twice_to_stop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n5_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it() {
+async fn n5_lesson_62_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it() {
     let network = MemoryNetwork::new();
     let _lookupd = Lookupd::start(&network, Some(vec!["container-7"]));
     let consumer = consumer(&network).start(succeed).await.unwrap();
@@ -200,7 +313,7 @@ async fn n5_an_unreachable_address_is_told_with_the_nsqlookupd_that_announces_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_names_the_nsqlookupd_that_cannot_be_reached() {
+async fn lesson_53_ready_names_the_nsqlookupd_that_cannot_be_reached() {
     let network = MemoryNetwork::new();
     let error = not_ready(&consumer(&network).start(succeed).await.unwrap()).await;
     assert!(chain(&error).contains(LOOKUPD), "{error}");
@@ -234,7 +347,7 @@ async fn ready_does_not_blame_nsqlookupd_for_an_nsqd_that_does_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_counts_the_nsqds_that_refuse_and_names_one() {
+async fn lesson_53_ready_counts_the_nsqds_that_refuse_and_names_one() {
     let network = MemoryNetwork::new();
     let consumer = Consumer::builder("orders", "billing")
         .connection(ConnectionConfig::new().connector(network.connector()))

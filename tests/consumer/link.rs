@@ -10,7 +10,7 @@ use crate::scripted::{FIRST, Nsqd, SECOND, chain, delivery, fin, message, stuck,
 use crate::support::{Command, frames, settle};
 
 #[tokio::test(start_paused = true)]
-async fn n1_an_nsqd_silent_for_two_heartbeat_intervals_is_replaced() {
+async fn n1_lesson_24_an_nsqd_silent_for_two_heartbeat_intervals_is_replaced() {
     let mut nsqd = Nsqd::start();
     let connection = nsqd.connection().heartbeat_interval(10 * SECOND);
     let builder = nsqd.consumer().connection(connection);
@@ -48,7 +48,7 @@ async fn n1_an_nsqd_that_sends_but_takes_nothing_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n2_an_nsqd_that_was_away_for_hours_is_consumed_again_within_a_minute() {
+async fn n2_lesson_60_an_nsqd_that_was_away_for_hours_is_consumed_again_within_a_minute() {
     let mut nsqd = Nsqd::start();
     let (consumer, peer) = nsqd.consume(10, succeed).await;
     let network = nsqd.stop();
@@ -150,19 +150,27 @@ async fn n4_a_frame_cut_short_by_the_end_is_no_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n4_a_flood_of_messages_beyond_rdy_is_cut_off_and_forgotten() {
+async fn n4_lesson_41_a_flood_of_messages_beyond_rdy_is_cut_off_and_forgotten() {
     let mut nsqd = Nsqd::start();
     let builder = nsqd.consumer().max_in_flight(10).concurrency(3);
     let (consumer, mut peer) = nsqd.consume_with(builder, stuck).await;
     for _ in 0..5 {
         peer.deliver(0..10).await;
         settle().await;
+        let begun = Instant::now();
         let flood = tokio::spawn(async move {
             for round in 0..100 {
                 peer.deliver(1000 * round..1000 * round + 1000).await;
             }
+            // Not closed from this side, whatever happens.
+            peer
         });
         peer = nsqd.accept().await;
+        assert!(
+            begun.elapsed() < SECOND,
+            "it is cut off, not found dead: {:?}",
+            begun.elapsed()
+        );
         flood.await.unwrap();
         let stats = consumer.stats();
         assert!(stats.in_flight <= 36, "{stats:?}");

@@ -28,6 +28,7 @@ mod duplicates;
 mod endings;
 mod group;
 mod keep_alive;
+mod lessons;
 mod link;
 mod random;
 mod rdy;

@@ -91,7 +91,7 @@ async fn c5_each_message_is_answered_at_most_once_where_it_came_from_and_all_are
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_a_shutdown_at_any_time_loses_and_doubles_nothing() {
+async fn c7_lesson_72_a_shutdown_at_any_time_loses_and_doubles_nothing() {
     for seed in 0..60 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let network = MemoryNetwork::new();

@@ -49,7 +49,7 @@ async fn c2_max_in_flight_is_shared_by_the_connections_there_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c2_the_sum_of_rdys_never_exceeds_max_in_flight_while_connections_come_and_go() {
+async fn c2_lesson_49_the_sum_of_rdys_never_exceeds_max_in_flight_while_connections_come_and_go() {
     for seed in 0..10 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let network = MemoryNetwork::new();
@@ -92,7 +92,7 @@ async fn c2_what_nsqd_accepts_at_most_bounds_rdy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c2_max_in_flight_changes_at_run_time_and_zero_pauses() {
+async fn c2_lesson_51_max_in_flight_changes_at_run_time_and_zero_pauses() {
     let mut nsqd = Nsqd::start();
     let (consumer, mut peer) = nsqd.consume(10, succeed).await;
     consumer.set_max_in_flight(3).await;
@@ -109,7 +109,7 @@ async fn c2_max_in_flight_changes_at_run_time_and_zero_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c2_a_lowered_window_is_worked_off_before_any_rdy_rises() {
+async fn c2_lesson_49_a_lowered_window_is_worked_off_before_any_rdy_rises() {
     let network = MemoryNetwork::new();
     let model = Model::start(&network, 2, 2500);
     model.publish(0, 0..100);
@@ -144,7 +144,7 @@ async fn c2_a_connection_that_ends_leaves_its_share_to_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c3_with_more_nsqds_than_max_in_flight_each_gets_its_turn_within_low_rdy_timeout() {
+async fn c3_lesson_47_with_more_nsqds_than_max_in_flight_each_gets_its_turn_within_low_rdy_timeout() {
     let network = MemoryNetwork::new();
     let model = Model::start(&network, 7, 2500);
     for nsqd in 0..7 {
@@ -167,7 +167,7 @@ async fn c3_with_more_nsqds_than_max_in_flight_each_gets_its_turn_within_low_rdy
 }
 
 #[tokio::test(start_paused = true)]
-async fn c3_an_idle_nsqd_lends_its_share_and_gets_it_back() {
+async fn c3_lesson_48_an_idle_nsqd_lends_its_share_and_gets_it_back() {
     let network = MemoryNetwork::new();
     let model = Model::start(&network, 2, 2500);
     let consumer = consumer(&network, 2, 0).start(slow).await.unwrap();

@@ -42,7 +42,7 @@ async fn one_of_three_runs(handler: impl async_nsq::Handler) -> (Nsqd, Arc<Consu
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_running_handlers_end_and_are_answered_what_is_not_begun_goes_back_at_once() {
+async fn c7_lesson_29_running_handlers_end_and_are_answered_what_is_not_begun_goes_back_at_once() {
     let gate = Arc::new(Semaphore::new(0));
     let (_nsqd, consumer, mut peer) = one_of_three_runs(gated(&gate)).await;
     let ending = shut_down(&consumer, 30 * SECOND);
@@ -84,7 +84,7 @@ async fn c7_close_wait_before_the_last_answer_does_not_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_stuck_handlers_are_stopped_in_time_for_their_messages_to_go_back() {
+async fn c7_lesson_74_stuck_handlers_are_stopped_in_time_for_their_messages_to_go_back() {
     let (_nsqd, consumer, mut peer) = one_of_three_runs(stuck).await;
     let ending = shut_down(&consumer, 30 * SECOND);
     let begun = Instant::now();
@@ -120,7 +120,7 @@ async fn c7_the_deadline_holds_with_a_peer_that_never_answers_cls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_the_deadline_holds_with_a_peer_that_takes_nothing() {
+async fn c7_lesson_72_the_deadline_holds_with_a_peer_that_takes_nothing() {
     let mut nsqd = Nsqd::start();
     let builder = nsqd.consumer().max_in_flight(2500);
     let (consumer, mut peer) = nsqd.consume_with(builder, succeed).await;
@@ -136,7 +136,7 @@ async fn c7_the_deadline_holds_with_a_peer_that_takes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_shutting_down_twice_and_at_once_is_one_shutdown() {
+async fn c7_lesson_74_shutting_down_twice_and_at_once_is_one_shutdown() {
     let gate = Arc::new(Semaphore::new(0));
     let (_nsqd, consumer, mut peer) = one_of_three_runs(gated(&gate)).await;
     let many: Vec<_> = (0..100).map(|_| shut_down(&consumer, 30 * SECOND)).collect();
@@ -179,7 +179,7 @@ impl Connector for NeverConnects {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_a_shutdown_ends_each_stage_of_connecting() {
+async fn c7_lesson_73_a_shutdown_ends_each_stage_of_connecting() {
     async fn at_once(consumer: Consumer) {
         let begun = Instant::now();
         let finished = consumer.stats().finished;
@@ -217,7 +217,7 @@ async fn c7_a_shutdown_ends_each_stage_of_connecting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_a_connection_made_while_the_shutdown_begins_is_closed_properly() {
+async fn c7_lesson_73_a_connection_made_while_the_shutdown_begins_is_closed_properly() {
     let mut nsqd = Nsqd::start();
     let consumer = Arc::new(nsqd.consumer().start(succeed).await.unwrap());
     let mut peer = nsqd.accept_raw().await;
@@ -304,7 +304,7 @@ async fn c7_a_dropped_consumer_gives_all_its_messages_back_and_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_the_report_covers_the_whole_life() {
+async fn c7_lesson_75_the_report_covers_the_whole_life() {
     let mut nsqd = Nsqd::start();
     let builder = nsqd
         .consumer()
@@ -338,7 +338,7 @@ async fn c7_the_report_covers_the_whole_life() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c7_the_deadline_holds_with_a_handler_that_blocks_its_thread() {
+async fn c7_lesson_74_the_deadline_holds_with_a_handler_that_blocks_its_thread() {
     let (open, gate) = std::sync::mpsc::channel::<()>();
     let gate = Arc::new(std::sync::Mutex::new(gate));
     let (began, running) = tokio::sync::oneshot::channel();

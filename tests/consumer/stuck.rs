@@ -13,7 +13,7 @@ use crate::scripted::{FIRST, Nsqd, SECOND, delivery, fin, req, sorted, stuck, te
 use crate::support::{Command, Peer, frames, settle};
 
 #[tokio::test(start_paused = true)]
-async fn c1_with_all_handlers_stuck_for_ever_each_heartbeat_is_answered_and_the_window_delivered() {
+async fn c1_lesson_22_with_all_handlers_stuck_for_ever_each_heartbeat_is_answered_and_the_window_delivered() {
     let mut nsqd = Nsqd::start();
     let (consumer, mut peer) = nsqd.consume(20, stuck).await;
     peer.deliver(0..20).await;
@@ -30,7 +30,7 @@ async fn c1_with_all_handlers_stuck_for_ever_each_heartbeat_is_answered_and_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn c1_redeliveries_to_stuck_handlers_stay_within_twice_the_window() {
+async fn c1_lesson_40_redeliveries_to_stuck_handlers_stay_within_twice_the_window() {
     let mut nsqd = Nsqd::start();
     let (consumer, mut peer) = nsqd.consume(20, stuck).await;
     // Ten minutes with a msg_timeout of one: all is taken back and sent again as far as RDY allows.
@@ -151,7 +151,7 @@ async fn all_but_blocked(peer: &mut Peer, bodies: &[&'static str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c1_a_handler_that_blocks_its_thread_holds_back_nothing_but_its_message() {
+async fn c1_lesson_23_a_handler_that_blocks_its_thread_holds_back_nothing_but_its_message() {
     for (rounds, before, after) in [
         (0, 0, 20),
         (0, 1, 1),

@@ -67,7 +67,7 @@ fn the_only_connection(stats: &Stats) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c1_every_handler_stuck_for_ever_for_ten_minutes_misses_no_heartbeat_and_loses_no_connection() {
+async fn c1_lesson_22_every_handler_stuck_for_ever_for_ten_minutes_misses_no_heartbeat_and_loses_no_connection() {
     for concurrency in [1, 8, 30] {
         let network = MemoryNetwork::new();
         let nsqds = brokers(&network).await;

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::broker::{Brokers, DEADLINE, Nsqd, Nsqlookupd, POLL, eventually};
 use crate::publishing::{Seen, recorder, seen_all};
+use crate::tap::Tapping;
 
 fn consume(nsqd: &Nsqd) -> ConsumerBuilder {
     Consumer::builder("orders", "billing").nsqd(nsqd.tcp_address().to_string())
@@ -116,11 +117,13 @@ async fn c2_c3_three_nsqds_with_two_messages_in_flight_all_get_their_turn_and_an
     let (lookupds, nsqds) = three_nsqds_two_nsqlookupds(&brokers).await;
     let gate = Gate::closed();
     let handler = Arc::clone(&gate);
+    let (crossed, tapping) = Tapping::new(lookupds.iter().map(|lookupd| lookupd.http_address().to_string()));
+    // Messages wait for others' turns here.
+    let connection = ConnectionConfig::new().msg_timeout(Duration::from_secs(600));
     let consumer = Consumer::builder("orders", "billing")
         .lookupd(lookupds[0].http_address().to_string())
         .lookupd(lookupds[1].http_address().to_string())
-        // Messages wait for others' turns here.
-        .connection(ConnectionConfig::new().msg_timeout(Duration::from_secs(600)))
+        .connection(connection.connector(tapping))
         .max_in_flight(2)
         .concurrency(10)
         .start(move |message: Message| {
@@ -133,7 +136,6 @@ async fn c2_c3_three_nsqds_with_two_messages_in_flight_all_get_their_turn_and_an
         (consumer.stats().connections == 3).then_some(())
     })
     .await;
-    // A message that crosses a lowered RDY would be one too many, and nobody's fault: they come once RDY is settled.
     eventually("two nsqds have heard of RDY 1, and one of RDY 0", async || {
         let mut rdy = Vec::new();
         for nsqd in &nsqds {
@@ -154,23 +156,27 @@ async fn c2_c3_three_nsqds_with_two_messages_in_flight_all_get_their_turn_and_an
         })
         .await;
         // With all handlers waiting nothing more is finished, so what is read of one nsqd after the other can only be too
-        // little.
-        in_turn("two messages are in flight", async || {
-            let in_flight = in_flight(&nsqds).await;
-            assert!(in_flight <= 2);
-            in_flight == 2
+        // little. Messages that cross a lowered RDY are too many and nobody's fault; they may not have arrived yet.
+        let mut checks = 0;
+        in_turn("as many messages are in flight as may be", async || {
+            let in_flight = in_flight(&nsqds).await as usize;
+            checks += usize::from((2..=2 + crossed.in_flight()).contains(&in_flight));
+            checks > 5
         })
         .await;
-        for _ in 0..5 {
-            assert_eq!(in_flight(&nsqds).await, 2);
-            tokio::time::sleep(POLL).await;
-        }
         gate.permits.add_permits(5);
         in_turn("five messages are handled", async || {
             gate.seen.lock().unwrap().len() as u64 == handled + 5
         })
         .await;
     }
+
+    let most = gate.most.load(Ordering::SeqCst);
+    assert!(
+        most <= 2 + crossed.most(),
+        "{most} handlers at once, and {} messages had crossed",
+        crossed.most()
+    );
 
     // Busy with the others, it gets round to the idle one.
     gate.permits.add_permits(100);
@@ -187,12 +193,53 @@ async fn c2_c3_three_nsqds_with_two_messages_in_flight_all_get_their_turn_and_an
         (0..2).all(|number| gate.handled_from(number) == EACH)
     })
     .await;
-    assert!(
-        gate.most.load(Ordering::SeqCst) <= 2,
-        "never more handlers than may be in flight"
-    );
     let stats = consumer.stats();
     assert_eq!(stats.received, 2 * EACH as u64 + 1, "each message came once");
+    assert!(consumer.shutdown(DEADLINE).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c2_three_busy_nsqds_that_take_turns_have_no_more_than_two_messages_in_flight() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let (_lookupds, nsqds) = three_nsqds_two_nsqlookupds(&brokers).await;
+    let gate = Gate::closed();
+    let handler = Arc::clone(&gate);
+    let (crossed, tapping) = Tapping::new([]);
+    let connection = ConnectionConfig::new().msg_timeout(Duration::from_secs(600));
+    let builder = nsqds
+        .iter()
+        .fold(Consumer::builder("orders", "billing"), |builder, nsqd| {
+            builder.nsqd(nsqd.tcp_address().to_string())
+        });
+    let consumer = builder
+        .connection(connection.connector(tapping))
+        .max_in_flight(2)
+        .concurrency(10)
+        .low_rdy_timeout(Duration::from_secs(2))
+        .start(move |message: Message| {
+            let gate = Arc::clone(&handler);
+            async move { gate.pass(&message).await }
+        })
+        .await
+        .unwrap();
+    for (number, nsqd) in nsqds.iter().enumerate() {
+        publish_all(nsqd, (0..100).map(|message| format!("{number}/{message}"))).await;
+    }
+    for _ in 0..8 {
+        // Long enough for turns to change while handlers hold on to messages.
+        let held = Instant::now();
+        in_turn("as many messages are in flight as may be", async || {
+            let in_flight = in_flight(&nsqds).await as usize;
+            (2..=2 + crossed.in_flight()).contains(&in_flight) && held.elapsed() > Duration::from_millis(2500)
+        })
+        .await;
+        gate.permits.add_permits(5);
+    }
+    gate.permits.add_permits(1000);
+    in_turn("everything is handled", async || {
+        (0..3).all(|number| gate.handled_from(number) == 100)
+    })
+    .await;
     assert!(consumer.shutdown(DEADLINE).await.is_clean());
 }
 

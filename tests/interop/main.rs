@@ -12,5 +12,6 @@ mod identify_again;
 mod keep_alive;
 mod mixed;
 mod publishing;
+mod tap;
 mod topology;
 mod wire;

@@ -236,18 +236,18 @@ impl Link {
     /// nsqd has refused FIN, REQ or TOUCH.
     pub(in crate::consumer) fn refused(&self, code: ErrorCode, text: &str) {
         let id = refused_id(text);
-        let error = Error::rejected(Step::Handle, text).at(&self.address);
+        let explained = format!(
+            "{text}: nsqd has taken the message back, because it was not answered within msg_timeout ({:?})",
+            self.msg_timeout
+        );
         if let Some(id) = id {
+            let error = Error::rejected(Step::Handle, &explained).at(&self.address);
             self.watches.refuse(id, error);
             if is_marker(&id) {
                 return;
             }
         }
-        tracing::warn!(
-            nsqd = %self.address,
-            "{text}: nsqd has taken the message back, because it was not answered within msg_timeout ({:?})",
-            self.msg_timeout
-        );
+        tracing::warn!(nsqd = %self.address, "{explained}");
         self.desk.counts.refused.fetch_add(1, Ordering::Relaxed);
         self.desk.mailbox.send(Event::Refused(AnswerRefused {
             nsqd: Arc::clone(&self.address),

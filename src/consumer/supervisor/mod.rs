@@ -31,8 +31,8 @@ pub(in crate::consumer) struct Supervisor {
     /// Where a group says how many messages may be in flight, if this consumer is one of its members.
     pub(in crate::consumer) ration: Option<Arc<Ration>>,
     pub(in crate::consumer) discovery: Option<Discovery>,
-    /// The nsqds by address, each with the way to tell its node to leave.
-    pub(in crate::consumer) nodes: BTreeMap<Arc<str>, watch::Sender<bool>>,
+    /// The nsqds by address, each with the ways to tell its node something.
+    pub(in crate::consumer) nodes: BTreeMap<Arc<str>, node::Reins>,
     /// Addresses set by the user, which discovery never removes.
     pub(in crate::consumer) pinned: Vec<Arc<str>>,
     pub(in crate::consumer) node_tasks: JoinSet<()>,
@@ -137,9 +137,11 @@ impl Supervisor {
                         self.shared.inbox.forget(&link);
                         self.flow.handle_closed(link.id, now);
                         self.retire(&link);
-                    }
-                    if let Some(discovery) = &mut self.discovery {
-                        discovery.poll_soon();
+                        // An attempt that fails is no reason to ask: where registrations hasten attempts, each would
+                        // bring about the next.
+                        if let Some(discovery) = &mut self.discovery {
+                            discovery.poll_soon();
+                        }
                     }
                     if self.nodes.contains_key(&address) {
                         let error = self.explain(&address, error);
@@ -268,6 +270,11 @@ impl Supervisor {
         for address in changes.added {
             self.add_node(address);
         }
+        for address in changes.anew {
+            if let Some(node) = self.nodes.get(&address) {
+                node.announced.send_replace(());
+            }
+        }
         for address in changes.removed {
             if !self.pinned.contains(&address) {
                 self.remove_node(&address);
@@ -289,25 +296,20 @@ impl Supervisor {
         if self.nodes.contains_key(&address) {
             return;
         }
-        let (leave, leaving) = watch::channel(false);
-        let node = Node {
-            shared: Arc::clone(&self.shared),
-            address: Arc::clone(&address),
-            leaving,
-        };
+        let (reins, node) = Node::new(Arc::clone(&self.shared), Arc::clone(&address));
         self.node_tasks.spawn(node.run());
         self.state.send_modify(|state| {
             state.nodes.insert(Arc::clone(&address));
         });
-        self.nodes.insert(address, leave);
+        self.nodes.insert(address, reins);
     }
 
     /// Leaves an nsqd: it sends nothing more, what it has in flight is still answered, and then the connection closes.
     pub(in crate::consumer) fn remove_node(&mut self, address: &Arc<str>) {
-        let Some(leave) = self.nodes.remove(address) else {
+        let Some(reins) = self.nodes.remove(address) else {
             return;
         };
-        leave.send_replace(true);
+        reins.leave.send_replace(true);
         self.state.send_modify(|state| {
             state.nodes.remove(address);
             state.failing.remove(address);
@@ -412,8 +414,9 @@ mod tests {
             &IdentifyResponse::default(),
             Arc::clone(&desk),
         ));
-        let (leave, leaving) = watch::channel(false);
-        supervisor.nodes.insert(Arc::clone(&link.address), leave);
+        let (reins, node) = Node::new(Arc::clone(&supervisor.shared), Arc::clone(&link.address));
+        let leaving = node.leaving.clone();
+        supervisor.nodes.insert(Arc::clone(&link.address), reins);
         desk.mailbox.send(Event::Connected {
             link: Arc::clone(&link),
             leaving,

@@ -35,11 +35,38 @@ pub(in crate::consumer) struct Node {
     pub(in crate::consumer) address: Arc<str>,
     /// Turns true when no further connection is to be made. One that exists is ended by its link.
     pub(in crate::consumer) leaving: watch::Receiver<bool>,
+    /// Changes when the nsqd has registered anew with an nsqlookupd.
+    announced: watch::Receiver<()>,
+}
+
+/// What tells a node something.
+#[derive(Debug)]
+pub(in crate::consumer) struct Reins {
+    /// Turned true, it makes the node leave.
+    pub(in crate::consumer) leave: watch::Sender<bool>,
+    /// Makes a node that waits to connect again do so at once: its nsqd has just registered with an nsqlookupd.
+    pub(in crate::consumer) announced: watch::Sender<()>,
 }
 
 impl Node {
+    pub(in crate::consumer) fn new(shared: Arc<Shared>, address: Arc<str>) -> (Reins, Self) {
+        let (leave, leaving) = watch::channel(false);
+        let (announce, announced) = watch::channel(());
+        let reins = Reins {
+            leave,
+            announced: announce,
+        };
+        let node = Self {
+            shared,
+            address,
+            leaving,
+            announced,
+        };
+        (reins, node)
+    }
+
     /// Connects, and connects again whenever the connection is lost, until told to leave.
-    pub(in crate::consumer) async fn run(self) {
+    pub(in crate::consumer) async fn run(mut self) {
         let mut reconnect = Reconnect::new(fastrand::u64(..));
         let mut leaving = self.leaving.clone();
         loop {
@@ -54,6 +81,8 @@ impl Node {
                     reconnect.handle_connected(Instant::now().into_std());
                     let lost = self.consume_over(connection).await;
                     reconnect.handle_lost(Instant::now().into_std());
+                    // What has registered so far is the nsqd of this connection.
+                    self.announced.mark_unchanged();
                     lost
                 }
                 Err(error) => Lost {
@@ -81,6 +110,9 @@ impl Node {
             tokio::select! {
                 biased;
                 () = told_to_leave(&mut leaving) => return,
+                // One attempt for each registration, and the next delay is longer all the same: an nsqd that accepts and
+                // drops is still backed off from.
+                _announced = self.announced.changed() => {}
                 () = sleep(delay) => {}
             }
         }

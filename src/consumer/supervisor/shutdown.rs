@@ -47,8 +47,8 @@ impl Supervisor {
 
     fn stop_delivery(&mut self) {
         self.discovery = None;
-        for leave in self.nodes.values() {
-            leave.send_replace(true);
+        for reins in self.nodes.values() {
+            reins.leave.send_replace(true);
         }
         for known in self.links.values() {
             let _lost_with_its_connection = known.link.send(Command::StartClose);
