@@ -17,7 +17,7 @@ use crate::name::{Channel, Topic};
 use crate::producer::Producer;
 use crate::protocol::LookupProducer;
 
-/// Options of a [`Consumer`], each with a default. The names are go-nsq's where go-nsq has the option.
+/// Options of a [`Consumer`](super::Consumer), each with a default. The names are go-nsq's where go-nsq has the option.
 ///
 /// A setter never fails; [`start`](Self::start) reports a value out of range, with the option's name and what is
 /// allowed.
@@ -104,7 +104,7 @@ impl ConsumerBuilder {
     }
 
     /// How many messages may be delivered and not answered, over all connections together. Default: 200 (go-nsq's is
-    /// 1). With 0 nothing comes until [`Consumer::set_max_in_flight`] raises it.
+    /// 1). With 0 nothing comes until [`Consumer::set_max_in_flight`](super::Consumer::set_max_in_flight) raises it.
     ///
     /// Each nsqd gets an even share of it as its RDY. A new connection starts with 1 and gets its share with its first
     /// message; one that has been silent for [`low_rdy_idle_timeout`](Self::low_rdy_idle_timeout) keeps 1, and the others
