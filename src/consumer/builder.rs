@@ -208,7 +208,9 @@ impl ConsumerBuilder {
     /// [taken over](super::Message::take_over): see [`Message::keep_alive_while`](super::Message::keep_alive_while).
     ///
     /// All messages of a [batch](Self::start_batches) are touched while its handler waits, each until it is answered or lost.
-    /// The handler is not stopped then: it goes on with the others, and [`Message::lost`](super::Message::lost) tells. A [stream](Self::stream) has no handlers: what is taken from it is touched by nobody but
+    /// The handler is not stopped then: it goes on with the others, and [`Message::lost`](super::Message::lost) tells.
+    ///
+    /// A [stream](Self::stream) has no handlers: what is taken from it is touched by nobody but
     /// [`Message::keep_alive_while`](super::Message::keep_alive_while).
     ///
     /// Cost: a timer for each handler that waits and an entry in a table for each of its messages, nothing for those that
