@@ -3,6 +3,8 @@
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
@@ -10,6 +12,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::answer::desk::Desk;
+use super::answer::keep_alive::{Grip, keep_all, poll_slot};
 use super::answer::lease::Lease;
 use super::duplicates::{Ticket, Unstarted};
 use super::handler::{BoxError, Verdict};
@@ -20,7 +23,7 @@ use super::supervisor::mailbox::Event;
 use super::work::answers::{Answer, Answers};
 use super::work::inbox::{Delivery, Inbox};
 use super::work::lookout::Lookout;
-use super::work::panics::catch_panic;
+use super::work::panics::{catch_panic, caught};
 use super::work::source::Source;
 use super::work::worker::judge;
 use crate::error::{Error, Result};
@@ -95,6 +98,9 @@ impl BatchOptions {
 /// The result answers the messages: `Result<(), E>` all of them, `Vec<Result<(), E>>` each in the order of the batch, where
 /// a message without a result is requeued and that is logged at `error`. An error means the same as for a
 /// [`Handler`](super::Handler), a [`HandlerError`](super::HandlerError) included; a panic is an error of all.
+///
+/// Messages that are [given up](super::HandlerError::give_up) are given up one after the other, once the rest of the batch is
+/// answered.
 ///
 /// A message may also be answered by hand ([`finish`](Message::finish), [`requeue`](Message::requeue)) or
 /// [taken over](Message::take_over); what the result says of it is then ignored.
@@ -180,7 +186,9 @@ pub(super) struct Hall<H> {
     pub(super) lookout: Lookout,
     pub(super) state: watch::Receiver<State>,
     /// Whoever holds it gathers the next batch. It is held while waiting for messages, and to wait for it is to wait for
-    /// one's turn: were several to gather, each would have a part of what could be one batch.
+    /// one's turn: were several to gather, each would have a part of what could be one batch. Nobody waits for it who has a
+    /// message to answer. (A task that gathers for the others and hands batches on would hold one more that nobody handles,
+    /// or need a turn to say who is free; and what it has started would not be awaited when the workers are stopped.)
     pub(super) turn: Mutex<Source>,
 }
 
@@ -201,8 +209,7 @@ impl<H: BatchHandler> Batcher<H> {
             yield_now().await;
             self.handle(gathered).await;
         }
-        // With the last batcher the source is gone, and what it still gives up would be cut off.
-        self.hall.turn.lock().await.settle().await;
+        self.hall.turn.lock().await.end().await;
     }
 
     /// The next batch, or `None` once the consumer ends. What was gathered until then is given back.
@@ -238,9 +245,25 @@ impl<H: BatchHandler> Batcher<H> {
         if messages.is_empty() {
             return;
         }
-        let batch = entries.iter().map(|entry| (entry.link.id, entry.id)).collect();
-        self.hall.inbox.set_batch(self.number, batch);
-        let _until_then = Handling(self);
+        let _at_work = AtWork::begin(&self.hall.inbox, self.number, &entries);
+        let verdicts = match self.run_handler(messages, &entries).await {
+            Ok(outcomes) => verdicts(&entries, outcomes),
+            Err(limit) => {
+                let counts = &self.hall.desk.counts;
+                counts.handler_timeouts.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    messages = entries.len(),
+                    "the handler of a batch is stopped, since it has taken longer than handler_timeout ({limit:?}); its \
+                     messages are requeued unless it has answered them or handed them on"
+                );
+                vec![Err(Verdict::PLAIN); entries.len()]
+            }
+        };
+        self.answer(entries, verdicts).await;
+    }
+
+    /// Runs the handler, within what its patience allows. The error is how much that was.
+    async fn run_handler(&self, messages: Vec<Message>, entries: &[Open]) -> std::result::Result<Outcomes, Duration> {
         let mut outcome = None;
         let slot = &mut outcome;
         let handling = catch_panic(|| {
@@ -250,13 +273,36 @@ impl<H: BatchHandler> Batcher<H> {
                 Ok::<(), BoxError>(())
             }
         });
-        let handled = self.watched(handling).await;
-        let outcomes = match (handled, outcome) {
+        let handled = self.attended(handling, entries).await?;
+        Ok(match (handled, outcome) {
             (Ok(()), Some(BatchOutcome { outcomes })) => outcomes,
             (Err(panicked), _) => Outcomes::Same(Err(panicked)),
             (Ok(()), None) => Outcomes::Each(Vec::new()),
-        };
-        self.answer(entries, outcomes).await;
+        })
+    }
+
+    /// Runs what may be stopped if it takes too long, and what may block its thread.
+    async fn attended<F: Future>(&self, future: F, entries: &[Open]) -> std::result::Result<F::Output, Duration> {
+        let mut slot = pin!(Some(future));
+        let first = poll_fn(|cx| Poll::Ready(poll_slot(slot.as_mut(), cx)));
+        if let Poll::Ready(output) = self.watched(first).await {
+            return Ok(output);
+        }
+        let patience = self.hall.desk.rules.patience;
+        let mut running = pin!(poll_fn(|cx| poll_slot(slot.as_mut(), cx)));
+        let kept = keep_all(patience, entries.iter().map(Open::grip), running.as_mut());
+        let result = self.watched(kept).await;
+        if result.is_err() {
+            // What the future owns may have a destructor that panics.
+            let dropped = caught(|| {
+                slot.set(None);
+                Ok(())
+            });
+            if let Err(error) = dropped {
+                tracing::debug!(error = &*error as &dyn std::error::Error, "while being stopped");
+            }
+        }
+        result
     }
 
     /// Makes messages of what was gathered, without what was lost with its connection meanwhile.
@@ -274,6 +320,7 @@ impl<H: BatchHandler> Batcher<H> {
                     link: Arc::clone(&delivery.link),
                     id: delivery.message.id,
                     attempts: delivery.message.attempts,
+                    delivered_at: delivery.delivered_at,
                     lease: Arc::default(),
                     ticket,
                 };
@@ -283,36 +330,62 @@ impl<H: BatchHandler> Batcher<H> {
             .unzip()
     }
 
-    /// Answers what is not answered by hand.
-    async fn answer(&self, entries: Vec<Open>, outcomes: Outcomes) {
-        let verdicts = verdicts(&entries, outcomes);
+    /// Answers what is not answered by hand; what is given up comes last, since that may take its time.
+    async fn answer(&self, entries: Vec<Open>, verdicts: Vec<std::result::Result<(), Verdict>>) {
         let mut answers = Answers::default();
-        for (entry, mut verdict) in entries.into_iter().zip(verdicts) {
-            if entry.lease.is_claimed() {
-                continue;
-            }
+        let mut given_up = Vec::new();
+        for (entry, verdict) in entries.into_iter().zip(verdicts) {
             if verdict == Err(Verdict::GiveUp) {
-                self.hall.desk.log_given_up(&entry.link, entry.id, entry.attempts);
-                let message = entry.kept.clone();
-                let message = message.map(|kept| Message::of_handler(kept, Arc::clone(&entry.lease)));
-                answers.hand_over();
-                verdict = self.watched(self.hall.desk.give_up(message)).await;
+                given_up.push(entry);
+            } else {
+                self.settle(&entry, verdict, &mut answers).await;
             }
-            let finished = verdict.is_ok();
-            let ticket = entry.ticket.clone();
-            if let Some(recording) = ticket.as_ref().filter(|_| finished).and_then(|ticket| ticket.record()) {
-                answers.hand_over();
-                recording.await;
-            }
-            self.send(&entry, verdict, &mut answers);
-            ticket.iter().for_each(|ticket| ticket.end(finished));
         }
         answers.hand_over();
+        if given_up.is_empty() {
+            return;
+        }
+        let _at_work = AtWork::begin(&self.hall.inbox, self.number, &given_up);
+        let giving_up = pin!(self.give_up(&given_up));
+        let patience = self.hall.desk.rules.patience.without_timeout();
+        let kept = keep_all(patience, given_up.iter().map(Open::grip), giving_up);
+        // There is no timeout.
+        let _never_too_long = self.watched(kept).await;
     }
 
-    fn send(&self, entry: &Open, verdict: std::result::Result<(), Verdict>, answers: &mut Answers) {
-        if !entry.lease.claim() {
+    /// Gives these up, one after the other.
+    async fn give_up(&self, entries: &[Open]) {
+        let mut answers = Answers::default();
+        for entry in entries.iter().filter(|entry| !entry.lease.is_claimed()) {
+            self.hall.desk.log_given_up(&entry.link, entry.id, entry.attempts);
+            let message = entry.kept.clone();
+            let message = message.map(|kept| Message::of_handler(kept, Arc::clone(&entry.lease)));
+            let verdict = self.hall.desk.give_up(message).await;
+            self.settle(entry, verdict, &mut answers).await;
+            answers.hand_over();
+        }
+    }
+
+    /// Answers one message, once it is recorded that it was finished.
+    async fn settle(&self, entry: &Open, verdict: std::result::Result<(), Verdict>, answers: &mut Answers) {
+        if entry.lease.is_claimed() {
             return;
+        }
+        let finished = verdict.is_ok();
+        let ticket = &entry.ticket;
+        if let Some(recording) = ticket.as_ref().filter(|_| finished).and_then(|ticket| ticket.record()) {
+            answers.hand_over();
+            recording.await;
+        }
+        if self.send(entry, verdict, answers) {
+            ticket.iter().for_each(|ticket| ticket.end(finished));
+        }
+    }
+
+    /// Returns whether it was to be answered still.
+    fn send(&self, entry: &Open, verdict: std::result::Result<(), Verdict>, answers: &mut Answers) -> bool {
+        if !entry.lease.claim() {
+            return false;
         }
         let desk = &self.hall.desk;
         let (command, outcome) = desk.command(entry.id, entry.attempts, verdict);
@@ -327,6 +400,7 @@ impl<H: BatchHandler> Batcher<H> {
         } else {
             answers.push(Answer { link, command });
         }
+        true
     }
 
     /// Runs what may block its thread whenever it is polled.
@@ -342,15 +416,6 @@ impl<H: BatchHandler> Batcher<H> {
             poll
         })
         .await
-    }
-}
-
-/// Tells which messages are being handled, for the report of a consumer that cannot wait for them.
-struct Handling<'a, H>(&'a Batcher<H>);
-
-impl<H> Drop for Handling<'_, H> {
-    fn drop(&mut self) {
-        self.0.hall.inbox.set_batch(self.0.number, Vec::new());
     }
 }
 
@@ -386,7 +451,15 @@ fn verdicts(entries: &[Open], outcomes: Outcomes) -> Vec<std::result::Result<(),
         Some(result) => judge(result, &entry.link, entry.id),
         None => Err(Verdict::PLAIN),
     };
-    entries.iter().map(verdict).collect()
+    let verdicts = entries.iter().map(verdict).collect();
+    // Those beyond the batch are of no use, but their destructors are the user's.
+    for result in results {
+        let _panicked = caught(|| {
+            drop(result);
+            Ok(())
+        });
+    }
+    verdicts
 }
 
 /// A message that is being handled as part of a batch. If its handler is stopped in the middle, the message is given back.
@@ -394,10 +467,43 @@ struct Open {
     link: Arc<Link>,
     id: MessageId,
     attempts: u16,
+    delivered_at: Instant,
     lease: Arc<Lease>,
     ticket: Option<Arc<Ticket>>,
     /// For the give-up hook, which may be needed after the handler has taken the message.
     kept: Option<Delivery>,
+}
+
+impl Open {
+    fn grip(&self) -> Grip<'_> {
+        Grip {
+            link: &self.link,
+            id: self.id,
+            delivered_at: self.delivered_at,
+            touched_ms: &self.lease.touched_ms,
+            lease: Some(&self.lease),
+        }
+    }
+}
+
+/// Tells which messages a batcher is at work on, until it is dropped.
+struct AtWork<'a> {
+    inbox: &'a Inbox,
+    number: usize,
+}
+
+impl<'a> AtWork<'a> {
+    fn begin(inbox: &'a Inbox, number: usize, entries: &[Open]) -> Self {
+        let batch = entries.iter().map(|entry| (entry.link.id, entry.id));
+        inbox.set_batch(number, batch.collect());
+        Self { inbox, number }
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.inbox.set_batch(self.number, Vec::new());
+    }
 }
 
 impl Drop for Open {

@@ -208,7 +208,14 @@ impl ConsumerBuilder {
     /// [streams](Self::stream), nor those that were
     /// [taken over](super::Message::take_over): see [`Message::keep_alive_while`](super::Message::keep_alive_while).
     ///
-    /// Cost: a timer and an entry in a table for each handler that waits, nothing for those that return at once.
+    /// All messages of a [batch](Self::start_batches) are touched while its handler waits, each until it is answered or lost.
+    /// The handler is not stopped then: it goes on with the others, and [`Message::lost`](super::Message::lost) tells.
+    ///
+    /// A [stream](Self::stream) has no handlers: what is taken from it is touched by nobody but
+    /// [`Message::keep_alive_while`](super::Message::keep_alive_while).
+    ///
+    /// Cost: a timer for each handler that waits and an entry in a table for each of its messages, nothing for those that
+    /// return at once.
     pub fn keep_alive(mut self, keep_alive: bool) -> Self {
         self.rules.patience.keep_alive = keep_alive;
         self
@@ -221,6 +228,9 @@ impl ConsumerBuilder {
     /// Below nsqd's `msg_timeout`, it turns a handler that hangs into a requeue rather than a duplicate. A handler that
     /// blocks its thread cannot be stopped. One that has taken its message over or has answered it is stopped as well, and
     /// the message left to whoever has it.
+    ///
+    /// The handler of a [batch](Self::start_batches) has as much time for all of its messages together, and counts once. To
+    /// a [stream](Self::stream) it means nothing.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.rules.patience.handler_timeout = Some(timeout);
         self

@@ -150,7 +150,6 @@ impl Message {
             delivered_at: self.delivered_at,
             touched_ms: self.touched_ms(),
             lease: None,
-            ticket: self.ticket.as_deref(),
         }
     }
 
@@ -382,8 +381,14 @@ impl Message {
     fn answer_now(mut self, verdict: Result<(), Verdict>) -> Answering {
         let ticket = self.ticket.take();
         let finished = verdict.is_ok();
-        let answering = self.settle(verdict);
-        ticket.iter().for_each(|ticket| ticket.end(finished));
+        let (good, answering) = self.settle(verdict);
+        if let Some(ticket) = ticket {
+            if good {
+                ticket.end(finished);
+            } else {
+                ticket.end_unanswered(finished);
+            }
+        }
         answering
     }
 
@@ -396,21 +401,23 @@ impl Message {
         }
     }
 
-    fn settle(&mut self, verdict: Result<(), Verdict>) -> Answering {
+    /// Answers the message, unless somebody else has. Returns whether it was for the caller to do.
+    fn settle(&mut self, verdict: Result<(), Verdict>) -> (bool, Answering) {
         let good = self.claim();
         self.duty = Duty::Answered;
         if !good {
-            return Answering::failed(self.no_longer_ours());
+            return (false, Answering::failed(self.no_longer_ours()));
         }
         let sent = self
             .link
             .desk
             .answer(&self.link, self.content.id, self.content.attempts, verdict);
-        match sent {
+        let answering = match sent {
             Ok(None) => Answering::new(Sent::Queued(Arc::clone(&self.link))),
             Ok(Some(written)) => Answering::new(Sent::Told(written)),
             Err(error) => Answering::failed(error),
-        }
+        };
+        (true, answering)
     }
 
     /// Why a message cannot be answered although it was not, by its holder.
@@ -436,6 +443,7 @@ impl Drop for Message {
                 // On a lost connection nsqd takes the message back by itself.
                 let _lost_with_its_connection =
                     desk.answer(&self.link, self.content.id, self.content.attempts, Err(Verdict::PLAIN));
+                self.ticket.iter().for_each(|ticket| ticket.end(false));
             }
         }
     }

@@ -18,6 +18,8 @@ use super::duplicates::Duplicates;
 use super::flow::{Flow, FlowOptions};
 use super::group::Ration;
 use super::handler::Handler;
+#[cfg(doc)]
+use super::message::Message;
 use super::state::{FlowPicture, State};
 use super::stream::MessageStream;
 use super::supervisor::Supervisor;
@@ -168,8 +170,9 @@ impl ConsumerBuilder {
     }
 
     /// Starts consuming, with the messages as a stream instead of a handler, until [`MessageStream::shutdown`] or until the
-    /// stream is dropped. Options about handlers mean nothing to it: `concurrency`, `handler_timeout`, and `keep_alive`,
-    /// for which there is [`Message::keep_alive_while`](crate::Message::keep_alive_while).
+    /// stream is dropped. Options about handlers mean nothing to it: `concurrency`, `handler_timeout`, and `keep_alive` but
+    /// for what is [given up](Message::give_up), whose hook and dead letter may take as long as they need then. See
+    /// [`Message::keep_alive_while`].
     ///
     /// # Errors
     /// As [`start`](Self::start).

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::by_hand::House;
 use crate::scripted::{self, SECOND, fin, req, sorted, text};
-use crate::support::{Command, Peer, settle};
+use crate::support::{Command, Peer, frames, settle};
 
 /// The next so many commands that are no RDY.
 async fn answers(peer: &mut Peer, count: usize) -> Vec<Command> {
@@ -330,43 +330,170 @@ async fn options_of_batches_out_of_range_are_refused_by_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c7_a_message_that_is_given_up_beside_batches_is_given_up_before_the_consumer_ends() {
+async fn c8_a_shutdown_lets_what_is_being_given_up_end() {
     let mut nsqd = scripted::Nsqd::start();
-    let builder = nsqd.consumer().max_in_flight(10).max_attempts(1);
-    let builder = builder.on_give_up(|_: Message| sleep(5 * SECOND));
     let handler = |_: Vec<Message>| async { Ok::<(), BoxError>(()) };
+    let builder = nsqd.consumer().max_in_flight(10).max_attempts(1);
+    let builder = builder.on_give_up(|_| sleep(5 * SECOND));
     let consumer = builder.start_batches(BatchOptions::new(), handler).await.unwrap();
     let mut peer = nsqd.accept_unproven().await;
-    assert!(matches!(peer.command().await, Command::Rdy(_)));
-    peer.send(&scripted::delivery(1, 2, "1")).await;
+    peer.command().await;
+    peer.send_bytes(&frames(&[scripted::delivery(1, 2, "1")])).await;
     settle().await;
-    let ending = tokio::spawn(async move { consumer.shutdown(30 * SECOND).await });
-    let answers = peer.close_wait().await;
-    assert!(answers.contains(&fin(1)), "{answers:?}");
-    let report = ending.await.unwrap();
-    assert_eq!((report.given_up, report.requeued), (1, 0));
+    peer.drain().await;
+    let (report, seen) = tokio::join!(consumer.shutdown(60 * SECOND), peer.close_wait());
+    assert_eq!(seen, [fin(1)]);
     assert!(report.is_clean());
+    assert_eq!((report.given_up, report.finished, report.requeued), (1, 1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c7_the_messages_of_a_batch_whose_handler_cannot_be_stopped_are_reported() {
-    let (open, gate) = std::sync::mpsc::channel::<()>();
-    let gate = Mutex::new(gate);
-    let (began, mut running) = mpsc::unbounded_channel();
-    let mut nsqd = scripted::Nsqd::start();
-    let handler = move |_: Vec<Message>| {
-        let _ = began.send(());
-        let _gate_is_open = gate.lock().unwrap().recv();
+async fn c7_a_batch_whose_handler_blocks_its_thread_is_reported_message_by_message() {
+    let house = House::new().await;
+    let (begun, told) = std::sync::mpsc::channel();
+    let (gate, opened) = std::sync::mpsc::channel::<()>();
+    let opened = Mutex::new(opened);
+    let handler = move |batch: Vec<Message>| {
+        let _ = begun.send(batch.len());
+        let _ = opened.lock().unwrap().recv();
         async { Ok::<(), BoxError>(()) }
     };
+    let options = BatchOptions::new().size(1);
+    let consumer = house.consumer().start_batches(options, handler).await.unwrap();
+    house.publish(&["1"]);
+    tokio::task::spawn_blocking(move || told.recv()).await.unwrap().unwrap();
+    let report = consumer.shutdown(SECOND / 5).await;
+    assert_eq!(report.abandoned.len(), 1, "{report:?}");
+    drop(gate);
+}
+
+/// An error whose destructor panics.
+#[derive(Debug)]
+struct Bomb;
+
+impl std::fmt::Display for Bomb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no")
+    }
+}
+
+impl std::error::Error for Bomb {}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "on purpose");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c5_results_beyond_the_batch_cost_no_message_even_if_they_panic() {
+    let mut nsqd = scripted::Nsqd::start();
     let builder = nsqd.consumer().max_in_flight(10).concurrency(1);
-    let consumer = builder.start_batches(BatchOptions::new(), handler).await.unwrap();
+    let handler = |_: Vec<Message>| async { vec![Ok(()), Err(Bomb)] };
+    let options = BatchOptions::new().size(1);
+    let _consumer = builder.start_batches(options, handler).await.unwrap();
     let mut peer = nsqd.accept_unproven().await;
-    assert!(matches!(peer.command().await, Command::Rdy(_)));
+    peer.command().await;
+    for number in [1, 2] {
+        peer.deliver([number]).await;
+        assert_eq!(answers(&mut peer, 1).await, [fin(number)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_does_not_hold_back_the_answers_to_the_rest_of_the_batch() {
+    let mut nsqd = scripted::Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10).on_give_up(|_| sleep(30 * SECOND));
+    let handler = |batch: Vec<Message>| async move {
+        let outcome = |message: &Message| match text(message) {
+            "1" => Err(HandlerError::give_up()),
+            _ => Ok(()),
+        };
+        batch.iter().map(outcome).collect::<Vec<_>>()
+    };
+    let options = BatchOptions::new().size(3);
+    let _consumer = builder.start_batches(options, handler).await.unwrap();
+    let mut peer = nsqd.accept_unproven().await;
+    peer.command().await;
+    peer.deliver(1..=3).await;
+    let begun = Instant::now();
+    assert_eq!(answers(&mut peer, 2).await, [fin(2), fin(3)]);
+    assert!(begun.elapsed() < SECOND);
+    assert_eq!(answers(&mut peer, 1).await, [fin(1)]);
+}
+
+/// nsqd waits 10 s for an answer, and 22 s whatever happens.
+const GRANTED: &[u8] = br#"{"max_rdy_count":2500,"version":"1.3.0","msg_timeout":10000,"max_msg_timeout":22000}"#;
+
+#[tokio::test(start_paused = true)]
+async fn lesson_27_each_message_of_a_batch_is_touched_until_it_is_answered_or_lost() {
+    let mut nsqd = scripted::Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10).keep_alive(true);
+    let handler = |mut batch: Vec<Message>| async move {
+        sleep(7 * SECOND).await;
+        batch.remove(0).finish();
+        sleep(12 * SECOND).await;
+        Ok::<(), BoxError>(())
+    };
+    let options = BatchOptions::new().size(2);
+    let consumer = builder.start_batches(options, handler).await.unwrap();
+    let mut peer = nsqd.accept_granting(GRANTED).await;
+    peer.command().await;
     peer.deliver([1, 2]).await;
-    running.recv().await.unwrap();
-    let report = consumer.shutdown(Duration::from_millis(200)).await;
-    let ids: Vec<_> = report.abandoned.iter().map(|message| message.id).collect();
-    assert_eq!(ids, [scripted::id(1), scripted::id(2)]);
-    drop(open);
+    let touch = |number| Command::Touch(scripted::id(number).to_string());
+    let expected = [touch(1), touch(2)];
+    assert_eq!(answers(&mut peer, 2).await, expected);
+    assert_eq!(answers(&mut peer, 1).await, [fin(1)]);
+    assert_eq!(answers(&mut peer, 1).await, [touch(2)]);
+    assert_eq!(answers(&mut peer, 1).await, [touch(2)]);
+    assert_eq!(answers(&mut peer, 1).await, [fin(2)]);
+    peer.expect_nothing(20 * SECOND).await;
+    assert_eq!(consumer.stats().finished, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_takes_longer_than_handler_timeout_is_stopped_and_requeued() {
+    let mut nsqd = scripted::Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10).max_backoff_duration(CALM);
+    let handler = |mut batch: Vec<Message>| async move {
+        batch.remove(0).finish();
+        std::future::pending::<Result<(), BoxError>>().await
+    };
+    let options = BatchOptions::new().size(3);
+    let builder = builder.handler_timeout(5 * SECOND);
+    let consumer = builder.start_batches(options, handler).await.unwrap();
+    let mut peer = nsqd.accept_unproven().await;
+    peer.command().await;
+    for round in 1..=2 {
+        peer.deliver(1..=3).await;
+        let begun = Instant::now();
+        let expected = [fin(1), req(2, 90_000), req(3, 90_000)];
+        assert_eq!(answers(&mut peer, 3).await, expected);
+        assert!(begun.elapsed() >= 5 * SECOND);
+        assert_eq!(consumer.stats().handler_timeouts, round);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lesson_27_a_message_of_a_batch_that_is_lost_is_touched_no_more_and_the_others_are() {
+    let mut nsqd = scripted::Nsqd::start();
+    let builder = nsqd.consumer().max_in_flight(10).keep_alive(true);
+    let builder = builder.max_backoff_duration(CALM);
+    let handler = |_batch: Vec<Message>| async move {
+        sleep(30 * SECOND).await;
+        Ok::<(), BoxError>(())
+    };
+    let options = BatchOptions::new().size(2);
+    let consumer = builder.start_batches(options, handler).await.unwrap();
+    let mut peer = nsqd.accept_granting(GRANTED).await;
+    peer.command().await;
+    peer.deliver([1, 2]).await;
+    let touch = |number| Command::Touch(scripted::id(number).to_string());
+    assert_eq!(answers(&mut peer, 2).await, [touch(1), touch(2)]);
+    let refused = format!("E_TOUCH_FAILED TOUCH {} failed ID not in flight", scripted::id(1));
+    peer.error(&refused).await;
+    assert_eq!(answers(&mut peer, 2).await, [touch(2), touch(2)]);
+    // nsqd's max_msg_timeout is over by then; it decides what becomes of the answers.
+    assert_eq!(answers(&mut peer, 2).await, [fin(1), fin(2)]);
+    assert_eq!((consumer.stats().connections, consumer.stats().in_flight), (1, 0));
 }

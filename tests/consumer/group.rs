@@ -526,3 +526,61 @@ async fn ready_tells_why_topics_are_not_known() {
         chain(&error)
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_whose_consumer_cannot_be_started_keeps_no_room_from_the_others() {
+    let watched = Watched::start().await;
+    for topic in ["a", "b", "c"] {
+        watched.nsqd.publish(topic, "1").unwrap();
+    }
+    let connection = ConnectionConfig::new().connector(watched.network.connector());
+    let address = watched.lookupd.address().to_owned();
+    let made = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&made);
+    let group = ConsumerGroup::builder()
+        .max_members(2)
+        .topics_matching(
+            TopicPattern::all().max_topics(1),
+            "archive",
+            |consumer| consumer.lookupd(address).connection(connection),
+            move |topic: &Topic| {
+                *count.lock().unwrap() += 1;
+                assert!(topic.as_str() != "a", "on purpose");
+                succeed
+            },
+        )
+        .start()
+        .await
+        .unwrap();
+    sleep(120 * SECOND).await;
+    assert_eq!(topics(&group), ["b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_handler_is_made_for_a_topic_for_which_the_group_has_no_room() {
+    let watched = Watched::start().await;
+    for topic in ["a", "b", "c"] {
+        watched.nsqd.publish(topic, "1").unwrap();
+    }
+    let connection = ConnectionConfig::new().connector(watched.network.connector());
+    let address = watched.lookupd.address().to_owned();
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let making = Arc::clone(&made);
+    let group = ConsumerGroup::builder()
+        .max_members(1)
+        .topics_matching(
+            TopicPattern::all(),
+            "archive",
+            |consumer| consumer.lookupd(address).connection(connection),
+            move |topic: &Topic| {
+                making.lock().unwrap().push(topic.to_string());
+                succeed
+            },
+        )
+        .start()
+        .await
+        .unwrap();
+    sleep(300 * SECOND).await;
+    assert_eq!(topics(&group), ["a"]);
+    assert_eq!(*made.lock().unwrap(), ["a"]);
+}

@@ -5,6 +5,8 @@
 mod broker;
 mod clients;
 mod consuming;
+mod duplicates;
+mod group;
 mod harness;
 mod identify_again;
 mod keep_alive;

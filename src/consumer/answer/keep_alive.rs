@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::lease::Lease;
-use crate::consumer::duplicates::Ticket;
+use crate::consumer::link::refusal::Watch;
 use crate::consumer::link::{Command, Link};
 use crate::consumer::work::panics::caught;
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -175,8 +175,6 @@ pub(in crate::consumer) struct Grip<'a> {
     pub(in crate::consumer) touched_ms: &'a AtomicU32,
     /// Tells when it is answered, where that is somebody else's business.
     pub(in crate::consumer) lease: Option<&'a Lease>,
-    /// Keeps other deliveries of it away, if duplicates are to be skipped.
-    pub(in crate::consumer) ticket: Option<&'a Ticket>,
 }
 
 impl Grip<'_> {
@@ -203,9 +201,6 @@ impl Grip<'_> {
 
     /// nsqd has taken the message back. The caller had the right to answer it.
     pub(in crate::consumer) fn lose(&self, error: &Error) {
-        if let Some(ticket) = self.ticket {
-            ticket.lose();
-        }
         self.link.desk.lose(self.link, self.id, error, self.now());
     }
 
@@ -329,6 +324,87 @@ impl Grip<'_> {
             }
         }
         result
+    }
+}
+
+/// Runs a future that is at work on several messages. Each of them is touched until it is answered or lost. The loss of some
+/// ends nothing, and they are answered all the same: the future may have finished them, and nsqd may have delivered them
+/// again on the same connection. The error is that it took longer than this.
+pub(in crate::consumer) async fn keep_all<'a, F: Future>(
+    patience: Patience,
+    grips: impl Iterator<Item = Grip<'a>>,
+    mut future: Pin<&mut F>,
+) -> Result<F::Output, Duration> {
+    let mut kept: Vec<Kept<'_>> = grips.filter(|_| patience.keep_alive).map(Kept::new).collect();
+    let limit = patience.handler_timeout.unwrap_or(Duration::MAX);
+    let over_at = Instant::now().checked_add(limit);
+    let mut timer = pin!(sleep_until(Instant::now()));
+    loop {
+        let mut until = over_at;
+        kept.retain_mut(|kept| {
+            let due_again = kept.look_after();
+            until = until.into_iter().chain(due_again).min();
+            due_again.is_some()
+        });
+        if over_at.is_some_and(|over_at| over_at <= Instant::now()) {
+            return Err(limit);
+        }
+        if let Some(until) = until {
+            timer.as_mut().reset(until);
+        }
+        tokio::select! {
+            biased;
+            output = future.as_mut() => return Ok(output),
+            () = timer.as_mut(), if until.is_some() => {}
+        }
+    }
+}
+
+/// One of several messages that are touched.
+struct Kept<'a> {
+    grip: Grip<'a>,
+    vigil: Vigil,
+    watch: Watch,
+}
+
+impl<'a> Kept<'a> {
+    fn new(grip: Grip<'a>) -> Self {
+        let patience = Patience {
+            keep_alive: true,
+            handler_timeout: None,
+        };
+        Self {
+            vigil: Vigil::new(patience, grip.now()),
+            watch: grip.link.watch(grip.id),
+            grip,
+        }
+    }
+
+    /// Does what is due. Returns when to do that again, or `None` once the message is answered or lost.
+    fn look_after(&mut self) -> Option<Instant> {
+        let Self { grip, vigil, watch } = self;
+        if grip.is_answered() || watch.told().is_some() {
+            return None;
+        }
+        let mut due = vigil.due(grip.term(), grip.now());
+        if due == Due::Touch {
+            if let Err(error) = grip.touch() {
+                tracing::debug!(nsqd = %grip.link.address, id = %grip.id, %error, "not touched");
+                vigil.handle_not_touched(grip.term(), grip.now());
+            }
+            due = vigil.due(grip.term(), grip.now());
+        }
+        let until = match due {
+            Due::Lost => {
+                grip.link.lose(grip.id, grip.too_late());
+                return None;
+            }
+            Due::Nothing { until } => until.unwrap_or_default(),
+            Due::Touch | Due::TimedOut => Duration::ZERO,
+        };
+        // Not sooner, so that many messages that came one after the other are touched together.
+        let pause = (grip.term().msg_timeout / TRY_AGAIN_AFTER).max(SHORTEST);
+        grip.delivered_at.checked_add(until.max(grip.now() + pause))
     }
 }
 
@@ -466,7 +542,6 @@ mod tests {
                 delivered_at: Instant::now(),
                 touched_ms: &touched_ms,
                 lease: Some(&lease),
-                ticket: None,
             };
             let ending = poll_fn(|_| {
                 if answered {

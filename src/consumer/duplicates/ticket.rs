@@ -49,6 +49,12 @@ impl Parked {
         self.delivery.link.check().is_ok()
     }
 
+    /// nsqd has taken it back and delivered it again on the same connection, so it is not in flight any more.
+    fn forget(self) {
+        let forget = Command::Forget(self.delivery.message.id);
+        let _lost_with_its_connection = self.delivery.link.send(forget);
+    }
+
     /// Finished by another delivery of the same message.
     fn finish(&self, answered: bool) {
         let Delivery { message, link, .. } = &self.delivery;
@@ -130,7 +136,12 @@ impl Duplicates {
                 // Else they would pile up with each reconnection.
                 parked.retain(Parked::is_alive);
                 let inbox = Arc::clone(inbox);
-                parked.push(Parked { delivery, inbox });
+                let newest = Parked { delivery, inbox };
+                match parked.iter_mut().find(|parked| parked.place() == newest.place()) {
+                    // Else a handler that is stuck would use up what may be in flight, by and by.
+                    Some(older) => std::mem::replace(older, newest).forget(),
+                    None => parked.push(newest),
+                }
                 return Admission::Settled;
             }
             Entry::Vacant(unclaimed) => {
@@ -141,7 +152,6 @@ impl Duplicates {
             duplicates: Arc::clone(self),
             key,
             place: (delivery.link.id, delivery.message.id),
-            lost: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let finished = self.window.memory.is_finished(&ticket.key);
@@ -164,11 +174,7 @@ impl Duplicates {
         match caught(|| Ok(key(&message))) {
             Ok(key) => Some(key.into()),
             Err(error) => {
-                tracing::warn!(
-                    topic = delivery.link.desk.topic, channel = delivery.link.desk.channel,
-                    nsqd = %delivery.link.address, id = %delivery.message.id, %error,
-                    "the key of a message could not be made, so its duplicates are handled"
-                );
+                tracing::warn!(nsqd = %delivery.link.address, id = %delivery.message.id, %error, "the key of a message could not be made, so its duplicates are handled");
                 None
             }
         }
@@ -196,8 +202,6 @@ pub(in super::super) struct Ticket {
     duplicates: Arc<Duplicates>,
     key: Key,
     place: (ConnectionId, MessageId),
-    /// nsqd has taken the message back, and it is answered by nothing.
-    lost: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -217,21 +221,22 @@ impl Ticket {
         self.duplicates.runtime()
     }
 
-    /// nsqd has taken the message back. Another delivery of it on the same connection is still to be answered.
-    pub(in super::super) fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
-    }
-
     /// The message is answered: those that waited for it are finished too, or one of them is handled now.
     pub(in super::super) fn end(&self, finished: bool) {
+        self.end_with(finished, vec![self.place]);
+    }
+
+    /// As [`end`](Self::end), but nsqd was told nothing of this delivery. If it has taken the message back and delivered it
+    /// again on the same connection, that one is still to be answered.
+    pub(in super::super) fn end_unanswered(&self, finished: bool) {
+        self.end_with(finished, Vec::new());
+    }
+
+    fn end_with(&self, finished: bool, mut answered: Vec<(ConnectionId, MessageId)>) {
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
         let parked = self.duplicates.window.memory.claims.lock().remove(&self.key);
-        let mut answered = Vec::new();
-        if !self.lost.load(Ordering::Acquire) {
-            answered.push(self.place);
-        }
         for parked in parked.into_iter().flatten() {
             let is_answered = answered.contains(&parked.place());
             answered.push(parked.place());
@@ -246,7 +251,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.end(false);
+        // Whoever answers a message says so.
+        self.end_unanswered(false);
     }
 }
 
@@ -286,10 +292,11 @@ impl Unstarted {
 
 impl Drop for Unstarted {
     fn drop(&mut self) {
-        if let Some((delivery, _ticket)) = self.inner.take() {
+        if let Some((delivery, ticket)) = self.inner.take() {
             let give_back = Command::give_back(delivery.message.id, Purpose::Unstarted);
             // On a lost connection nsqd takes the message back by itself.
             let _lost_with_its_connection = delivery.link.send(give_back);
+            ticket.iter().for_each(|ticket| ticket.end(false));
         }
     }
 }

@@ -196,6 +196,12 @@ impl Shared {
         Ok(id)
     }
 
+    /// Whether there may be a further member.
+    pub(super) fn has_room(&self) -> bool {
+        let inner = self.lock();
+        inner.ending || inner.members.len() < self.max_members
+    }
+
     /// Changes the budget.
     fn change(&self, change: impl FnOnce(&mut Budget, std::time::Instant)) {
         let mut inner = self.lock();

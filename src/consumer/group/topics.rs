@@ -112,10 +112,13 @@ where
     /// An error is the end of the group.
     fn start_waiting(&mut self) -> Result<(), GroupEnded> {
         let before = self.waiting.len();
-        let room = self.pattern.max_topics.saturating_sub(self.running.len());
-        let starting: Vec<Topic> = self.waiting.iter().take(room).cloned().collect();
+        let starting: Vec<Topic> = self.waiting.iter().cloned().collect();
         let (mut failed, mut failure) = (0, None);
         for topic in starting {
+            // Asked for each, since one that cannot be started takes no room; and before its handler is made for nothing.
+            if self.running.len() >= self.pattern.max_topics || !self.shared.has_room() {
+                break;
+            }
             match self.start(&topic) {
                 Ok(member) => {
                     tracing::info!(%topic, "a topic has appeared, its consumer starts");

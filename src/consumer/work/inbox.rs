@@ -69,7 +69,7 @@ struct Taken {
     answers: Answers,
     /// The message that the worker is handling.
     handling: Option<(ConnectionId, MessageId)>,
-    /// The messages of the batch that it is handling.
+    /// Likewise, if it handles several at once.
     batch: Vec<(ConnectionId, MessageId)>,
     /// Whether the handler is being polled, so that it has the thread.
     polled: bool,
@@ -258,7 +258,7 @@ impl Inbox {
         handling
     }
 
-    /// What `worker` handles as a batch from now on.
+    /// A worker that handles several messages at once is at work on these, and no others.
     pub(in crate::consumer) fn set_batch(&self, worker: usize, batch: Vec<(ConnectionId, MessageId)>) {
         self.groups[worker].lock().batch = batch;
     }

@@ -78,14 +78,14 @@ impl Source {
         }
     }
 
-    /// Waits until what is being given up is.
-    pub(in crate::consumer) async fn settle(&mut self) {
-        while self.giving_up.join_next().await.is_some() {}
-    }
-
     /// Gives back the message that may be a duplicate, since nobody asks for it any more.
     pub(in crate::consumer) fn stop_asking(&mut self) {
         *self.asking() = None;
+    }
+
+    /// Waits for what is being given up: once no more messages come, so that a shutdown does not cut it off.
+    pub(in crate::consumer) async fn end(&mut self) {
+        while self.giving_up.join_next().await.is_some() {}
     }
 
     fn asking(&mut self) -> &mut Option<Asking> {
@@ -120,6 +120,8 @@ impl Source {
             // It fails if the connection is lost, and then nsqd delivers the message again.
             let _delivered_again = message.give_up().await;
         };
+        // Nobody has to watch over a hook that blocks its thread: this task has woken none that would be stuck behind it, and
+        // holds no messages but its own.
         self.giving_up.spawn_on(giving_up, &self.runtime);
         None
     }

@@ -150,7 +150,6 @@ impl<H: Handler> Worker<H> {
             delivered_at: delivery.delivered_at,
             touched_ms: &lease.touched_ms,
             lease: Some(&lease),
-            ticket: ticket.as_deref(),
         };
         let verdict = if shop.desk.rules.is_exceeded_by(attempts) {
             Err(Verdict::GiveUp)
