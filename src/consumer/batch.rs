@@ -335,6 +335,9 @@ impl<H: BatchHandler> Batcher<H> {
         let mut answers = Answers::default();
         let mut given_up = Vec::new();
         for (entry, verdict) in entries.into_iter().zip(verdicts) {
+            if !entry.lease.is_claimed() {
+                entry.grip().note_if_late();
+            }
             if verdict == Err(Verdict::GiveUp) {
                 given_up.push(entry);
             } else {

@@ -403,7 +403,12 @@ impl Message {
 
     /// Answers the message, unless somebody else has. Returns whether it was for the caller to do.
     fn settle(&mut self, verdict: Result<(), Verdict>) -> (bool, Answering) {
+        let owned = matches!(self.duty, Duty::Owned(_));
         let good = self.claim();
+        if good && owned {
+            // For a handler's message its worker does so.
+            self.grip().note_if_late();
+        }
         self.duty = Duty::Answered;
         if !good {
             return (false, Answering::failed(self.no_longer_ours()));

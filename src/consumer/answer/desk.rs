@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::dead_letter::DeadLetters;
 use super::keep_alive::Patience;
@@ -27,6 +28,9 @@ use crate::protocol::MessageId;
 
 /// The longest delay that nsqd understands: it counts in nanoseconds, and takes what does not fit for no delay at all.
 const LONGEST_REQUEUE_MS: u64 = i64::MAX as u64 / 1_000_000;
+
+/// How often it is told at most that messages are late.
+const TELL_LATE_EVERY: Duration = Duration::from_secs(60);
 
 /// What is called with a message that is given up.
 pub(in crate::consumer) type GiveUpHook =
@@ -98,6 +102,8 @@ pub(in crate::consumer) struct Desk {
     /// The messages that are answered by hand, and are not yet.
     held: Mutex<Books>,
     abandoned: Mutex<Vec<MessageRef>>,
+    /// When it was told last that messages are late.
+    late_told: Mutex<Option<Instant>>,
     /// Whether the supervisor waits for `held` to become empty.
     ending: AtomicBool,
 }
@@ -226,6 +232,25 @@ impl Desk {
         } else {
             tracing::warn!(topic, channel, nsqd = %link.address, %id, attempts, "message is given up, as its handler asked");
         }
+    }
+
+    /// A message was begun or answered when nsqd's patience was over, this long after its delivery.
+    #[cold]
+    pub(in crate::consumer) fn note_late(&self, link: &Link, id: MessageId, after: Duration) {
+        let late = self.counts.late.fetch_add(1, Ordering::Relaxed) + 1;
+        let now = Instant::now();
+        let mut told = self.late_told.lock().unwrap_or_else(PoisonError::into_inner);
+        // It happens to every message once it happens to one.
+        if told.is_some_and(|at| now.saturating_duration_since(at) < TELL_LATE_EVERY) {
+            return;
+        }
+        *told = Some(now);
+        drop(told);
+        tracing::warn!(
+            topic = self.topic, channel = self.channel, nsqd = %link.address, %id, ?after, msg_timeout = ?link.msg_timeout, late,
+            "messages are handled too late: nsqd delivers them again, and each delivery counts as an attempt. Lower \
+             max_in_flight or raise concurrency if they wait here for a handler, else raise msg_timeout or use keep_alive"
+        );
     }
 
     /// nsqd has taken a message back, this long after its delivery, and it was at work still: nothing is to be answered.

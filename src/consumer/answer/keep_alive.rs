@@ -192,6 +192,13 @@ impl Grip<'_> {
         self.term().left(self.now())
     }
 
+    /// Tells if nsqd has stopped waiting for the answer that is about to be given.
+    pub(in crate::consumer) fn note_if_late(&self) {
+        if self.time_left().is_zero() {
+            self.link.desk.note_late(self.link, self.id, self.now());
+        }
+    }
+
     pub(in crate::consumer) fn touch(&self) -> Result<()> {
         self.link.send(Command::Touch(self.id))?;
         let since = u32::try_from(self.now().as_millis()).unwrap_or(u32::MAX);

@@ -65,6 +65,7 @@ impl State {
             given_up: count(&counts.given_up),
             duplicates: count(&counts.duplicates),
             timed_out: count(&counts.timed_out),
+            late: count(&counts.late),
             handler_timeouts: count(&counts.handler_timeouts),
             refused: count(&counts.refused),
             unsent: count(&counts.unsent),
@@ -150,6 +151,8 @@ pub(in crate::consumer) struct Counts {
     pub(in crate::consumer) returned: AtomicU64,
     /// Lost while they were handled, so that their handlers were stopped.
     pub(in crate::consumer) timed_out: AtomicU64,
+    /// Begun or answered when nsqd's patience was over.
+    pub(in crate::consumer) late: AtomicU64,
     pub(in crate::consumer) handler_timeouts: AtomicU64,
     /// Answers that nsqd has refused.
     pub(in crate::consumer) refused: AtomicU64,
@@ -179,6 +182,9 @@ pub struct ConsumerStats {
     /// Messages that nsqd has taken back and whose handlers were stopped for that, under
     /// [`keep_alive`](crate::consumer::ConsumerBuilder::keep_alive). Nothing was answered.
     pub timed_out: u64,
+    /// Messages that were begun or answered after `msg_timeout`, by this host's clock: they waited here for a handler, or
+    /// their handler took too long. nsqd has delivered them again.
+    pub late: u64,
     /// Handlers that were stopped by [`handler_timeout`](crate::consumer::ConsumerBuilder::handler_timeout); their messages count
     /// as requeued, too.
     pub handler_timeouts: u64,

@@ -113,7 +113,7 @@ impl<H: Handler> Worker<H> {
         loop {
             match shop.inbox.next(self.number, answer.take()) {
                 Next::Nothing => return pace,
-                Next::Message(delivery) => answer = self.handle(delivery, &mut pace).await,
+                Next::Message(delivery) => answer = self.handle(delivery, begun, &mut pace).await,
                 Next::Woken => {}
             }
             if answer.is_none() {
@@ -131,8 +131,8 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Handles one message. If the handler has to wait, the rest of the group is given back first. Returns the answer,
-    /// unless it had to take the way over the supervisor or was given by hand.
-    async fn handle(&mut self, delivery: Delivery, pace: &mut Pace) -> Option<Answer> {
+    /// unless it had to take the way over the supervisor or was given by hand. `now` is when its group was taken, or later.
+    async fn handle(&mut self, delivery: Delivery, now: Instant, pace: &mut Pace) -> Option<Answer> {
         let (delivery, ticket) = match self.shop.desk.duplicates {
             None => (delivery, None),
             Some(_) => self.admit(delivery, pace).await?,
@@ -155,22 +155,15 @@ impl<H: Handler> Worker<H> {
             Err(Verdict::GiveUp)
         } else {
             let message = Message::of_handler(delivery, Arc::clone(&lease)).with_ticket(ticket.clone());
-            self.run_handler(message, grip, pace).await
+            self.run_handler(message, grip, now, pace).await
         };
         if duty.is_taken_over() {
             return None;
         }
         let verdict = match verdict {
             Err(Verdict::GiveUp) => {
-                *pace = Pace::Waited;
-                shop.inbox.give_back(self.number);
-                shop.desk.log_given_up(&link, id, attempts);
                 let message = kept.map(|kept| Message::of_handler(kept, Arc::clone(&lease)));
-                let giving_up = pin!(Some(shop.desk.give_up(message)));
-                let patience = shop.desk.rules.patience.without_timeout();
-                // What is cut off has lost its message, and so is not to answer.
-                let given_up = self.attended(giving_up, patience, grip).await;
-                given_up.unwrap_or(Err(Verdict::PLAIN))
+                self.give_up(message, attempts, grip, pace).await
             }
             verdict => verdict,
         };
@@ -188,18 +181,30 @@ impl<H: Handler> Worker<H> {
         if !shop.desk.concerns_flow(outcome) {
             return Some(Answer { link, command });
         }
+        let (answer, written) = (command, None);
         shop.desk.mailbox.send(Event::Handled {
             link,
-            answer: command,
+            answer,
             outcome,
-            written: None,
+            written,
         });
         None
     }
 
-    /// Runs the handler, within what its patience allows.
-    async fn run_handler(&self, message: Message, grip: Grip<'_>, pace: &mut Pace) -> Result<(), Verdict> {
+    /// Runs the handler, within what its patience allows. `now` is a little ago: no clock is read for a quick handler.
+    async fn run_handler(
+        &self,
+        message: Message,
+        grip: Grip<'_>,
+        now: Instant,
+        pace: &mut Pace,
+    ) -> Result<(), Verdict> {
         let shop = &*self.shop;
+        let waited = now.saturating_duration_since(grip.delivered_at);
+        let begins_late = waited >= grip.link.msg_timeout;
+        if begins_late {
+            shop.desk.note_late(grip.link, grip.id, waited);
+        }
         let mut handling = pin!(Some(catch_panic(|| shop.handler.handle(message))));
         let first = poll_fn(|cx| Poll::Ready(poll_slot(handling.as_mut(), cx)));
         let result = match first.await {
@@ -207,7 +212,11 @@ impl<H: Handler> Worker<H> {
             Poll::Pending => {
                 *pace = Pace::Waited;
                 shop.inbox.give_back(self.number);
-                self.attended(handling, shop.desk.rules.patience, grip).await
+                let result = self.attended(handling, shop.desk.rules.patience, grip).await;
+                if result.is_ok() && !begins_late {
+                    grip.note_if_late();
+                }
+                result
             }
         };
         match result {
@@ -224,6 +233,24 @@ impl<H: Handler> Worker<H> {
                 Err(Verdict::PLAIN)
             }
         }
+    }
+
+    async fn give_up(
+        &self,
+        message: Option<Message>,
+        attempts: u16,
+        grip: Grip<'_>,
+        pace: &mut Pace,
+    ) -> Result<(), Verdict> {
+        let shop = &*self.shop;
+        *pace = Pace::Waited;
+        shop.inbox.give_back(self.number);
+        shop.desk.log_given_up(grip.link, grip.id, attempts);
+        let giving_up = pin!(Some(shop.desk.give_up(message)));
+        let patience = shop.desk.rules.patience.without_timeout();
+        // What is cut off has lost its message, and so is not to answer.
+        let given_up = self.attended(giving_up, patience, grip).await;
+        given_up.unwrap_or(Err(Verdict::PLAIN))
     }
 
     /// Whether a message is to be handled, if duplicates are skipped.

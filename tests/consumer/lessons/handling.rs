@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_nsq::backoff::Off;
 use async_nsq::protocol::{Command, CommandName, ErrorCode};
 use async_nsq::test_server::Nsqd;
-use async_nsq::{BoxError, ErrorKind, Message, Step};
+use async_nsq::transport::MemoryNetwork;
+use async_nsq::{BoxError, ConnectionConfig, Consumer, ErrorKind, Message, Step};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -275,4 +276,31 @@ async fn lesson_38_handlers_are_tested_without_nsqd_and_without_waiting() {
     assert_eq!((ids.len(), ids.iter().collect::<BTreeSet<_>>().len()), (5, 1));
     // 90 s, 180 s, 270 s, 360 s and 450 s between the attempts.
     assert!(begun.elapsed() >= 1350 * SECOND);
+}
+
+/// One handler, and more in flight than it gets to in time.
+#[tokio::test(start_paused = true)]
+async fn lesson_34_messages_that_wait_here_longer_than_nsqd_does_are_told() {
+    let broker = Nsqd::builder().msg_timeout(10 * SECOND);
+    let network = MemoryNetwork::new();
+    let nsqd = broker.start_in(&network, "nsqd:4150").await.unwrap();
+    nsqd.create_channel("orders", "billing").unwrap();
+    let slow = |_: Message| async {
+        sleep(4 * SECOND).await;
+        Ok::<(), BoxError>(())
+    };
+    let consumer = Consumer::builder("orders", "billing")
+        .connection(ConnectionConfig::new().connector(network.connector()))
+        .nsqd("nsqd:4150")
+        .max_in_flight(4)
+        .concurrency(1)
+        .max_attempts(0);
+    let consumer = consumer.start(slow).await.unwrap();
+    for _ in 0..4 {
+        nsqd.publish("orders", "one").unwrap();
+    }
+    sleep(9 * SECOND).await;
+    assert_eq!(consumer.stats().late, 0, "two were in time");
+    sleep(9 * SECOND).await;
+    assert!(consumer.stats().late >= 2, "{:?}", consumer.stats());
 }
