@@ -218,14 +218,16 @@ impl ProducerBuilder {
     }
 }
 
-/// The IDENTIFY that serves as a ping: the names of the first one, since nsqd overwrites them, and nothing that would
-/// negotiate anew.
+/// The IDENTIFY that serves as a ping: what the first one said of the client, since nsqd overwrites it, and nothing that
+/// would negotiate anew.
 fn ping_body(connection: &ConnectionConfig) -> Vec<u8> {
     let identity = connection.identify();
     IdentifyRequest {
         client_id: identity.client_id,
         hostname: identity.hostname,
         user_agent: identity.user_agent,
+        topology_region: identity.topology_region,
+        topology_zone: identity.topology_zone,
         ..IdentifyRequest::default()
     }
     .to_json()
