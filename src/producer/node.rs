@@ -59,6 +59,8 @@ pub(super) struct Node {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) link: watch::Sender<Link>,
+    /// Told of each connection, for those who wait until any nsqd of a pool has one.
+    pub(super) up: Option<watch::Sender<()>>,
 }
 
 impl Drop for Node {
@@ -109,8 +111,9 @@ impl Node {
             tracing::warn!(
                 nsqd = %self.address, error = &error as &dyn StdError, retry_in = ?delay, "producer is not connected"
             );
-            self.pipeline.set_unreachable(Some(error.clone()));
-            self.link.send_replace(Link::Lost(error));
+            // In this order: in a pool the second has publishes look for another nsqd than this one.
+            self.link.send_replace(Link::Lost(error.clone()));
+            self.pipeline.set_unreachable(Some(error));
             tokio::select! {
                 biased;
                 () = over(&mut phase, &self.pipeline) => {}
@@ -134,6 +137,9 @@ impl Node {
         tracing::info!(nsqd = %self.address, "producer connected");
         self.pipeline.set_unreachable(None);
         self.link.send_replace(Link::Connected);
+        if let Some(up) = &self.up {
+            up.send_replace(());
+        }
         let role = PublishRole::new(Arc::clone(&self.pipeline), self.encoding.clone());
         let mut driver = Driver::new(connection, role);
         let end = tokio::select! {
