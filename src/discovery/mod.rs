@@ -28,7 +28,6 @@ pub(crate) use self::facts::Status;
 pub(crate) use self::facts::{LookupdFacts, NsqdFacts};
 pub use self::facts::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub(crate) use self::question::Hooks;
-#[cfg_attr(not(test), expect(unused_imports, reason = "a producer's pool is to use it"))]
 pub(crate) use self::question::Node;
 pub(crate) use self::view::Changes;
 use self::view::{Item, View};
@@ -144,7 +143,6 @@ impl Discovery {
 /// new one has no nsqd yet, and one that is on a single nsqd would stay there.
 pub(crate) type NodeWatch = Rounds<Nodes>;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "a producer's pool is to use it"))]
 impl NodeWatch {
     /// Prepares the watch, as [`Discovery::new`] prepares discovery; [`DiscoveryOptions::create`] has no meaning here.
     ///
@@ -164,6 +162,7 @@ impl NodeWatch {
     }
 
     /// The nsqds that were found, sorted, and where they were found.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the producer's statistics"))]
     pub(crate) fn nsqd_facts(&self) -> Vec<NsqdFacts> {
         nsqd_facts(self.view(), |node| &node.address)
     }

@@ -8,9 +8,10 @@ use super::lane::{Lane, LaneOptions};
 use super::pipeline::Bounds;
 use super::pool::{Place, Policy, Pool, Routing};
 use super::{Lanes, Limits, Producer, Shared};
-use crate::config::{ConnectionConfig, address};
+use crate::config::{ConnectionConfig, LookupdConfig, address};
+use crate::discovery::{DiscoveryOptions, NodeWatch};
 use crate::error::{Error, Result};
-use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRequest};
+use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRequest, LookupProducer};
 
 /// Options of a [`Producer`], each with a default.
 ///
@@ -37,6 +38,8 @@ use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRe
 #[must_use = "a builder does nothing until `connect` is called"]
 pub struct ProducerBuilder {
     nsqds: Vec<(String, Place)>,
+    lookupds: Vec<LookupdConfig>,
+    discovery: DiscoveryOptions,
     policy: Policy,
     connection: ConnectionConfig,
     publish_timeout: Duration,
@@ -51,6 +54,8 @@ impl ProducerBuilder {
     pub(super) fn new() -> Self {
         Self {
             nsqds: Vec::new(),
+            lookupds: Vec::new(),
+            discovery: DiscoveryOptions::default(),
             policy: Policy::default(),
             connection: ConnectionConfig::new(),
             publish_timeout: Duration::from_secs(30),
@@ -62,7 +67,8 @@ impl ProducerBuilder {
         }
     }
 
-    /// An nsqd to publish to: `host:port` of its TCP protocol, 4150 by default. Required.
+    /// An nsqd to publish to: `host:port` of its TCP protocol, 4150 by default. At least one is required, here or from
+    /// [`lookupd`](Self::lookupd).
     ///
     /// May be called several times: the producer then chooses among them for each publish ([`routing`](Self::routing)),
     /// and one that has no connection is passed over. The order in which they are given matters to
@@ -82,6 +88,57 @@ impl ProducerBuilder {
         self
     }
 
+    /// Publishes to all nsqds that this nsqlookupd knows: its HTTP address (`host:port` or `http://host:port`, port 4161 by
+    /// default), or a [`LookupdConfig`] where it asks for more. May be called several times: all of them are asked at once
+    /// and their answers united. Those given with [`nsqd`](Self::nsqd) are used as well, whatever nsqlookupd says.
+    ///
+    /// It is asked for all nsqds (`/nodes`) and never for those of a topic: an nsqd has a topic once something was
+    /// published there, so a new topic is nowhere, and an old one would never come to a new nsqd.
+    ///
+    /// An nsqd that no nsqlookupd announces any more is left after some rounds, once what is pending there has been sent.
+    pub fn lookupd(mut self, lookupd: impl Into<LookupdConfig>) -> Self {
+        self.lookupds.push(lookupd.into());
+        self
+    }
+
+    /// How often nsqlookupds are asked when all is well, as
+    /// [`ConsumerBuilder::lookupd_poll_interval`](crate::ConsumerBuilder::lookupd_poll_interval). Default: 60 s. Allowed:
+    /// 10 ms to 5 min.
+    pub fn lookupd_poll_interval(mut self, interval: Duration) -> Self {
+        self.discovery.poll_interval = interval;
+        self
+    }
+
+    /// How long an nsqlookupd may take to answer. Default: 2 s. Allowed: 1 ms to 5 min.
+    pub fn lookupd_timeout(mut self, timeout: Duration) -> Self {
+        self.discovery.timeout = timeout;
+        self
+    }
+
+    /// How many nsqds are accepted from nsqlookupds; further ones are ignored, with a warning in the log. Default: 1,000.
+    /// Allowed: 1 or more.
+    ///
+    /// It bounds the connections that an nsqlookupd can make this process open, and with
+    /// [`max_pending_bytes`](Self::max_pending_bytes) the memory.
+    pub fn max_nsqds(mut self, count: usize) -> Self {
+        self.discovery.max_nodes = count;
+        self
+    }
+
+    /// Publishes only to those announced nsqds for which `filter` returns true, as
+    /// [`ConsumerBuilder::discovery_filter`](crate::ConsumerBuilder::discovery_filter). Default: to all.
+    pub fn discovery_filter(mut self, filter: impl Fn(&LookupProducer) -> bool + Send + Sync + 'static) -> Self {
+        self.discovery.hooks.filter = Some(Arc::new(filter));
+        self
+    }
+
+    /// Connects to an announced nsqd at the `host:port` that `map` returns, as
+    /// [`ConsumerBuilder::map_address`](crate::ConsumerBuilder::map_address). Default: `broadcast_address:tcp_port`.
+    pub fn map_address(mut self, map: impl Fn(&LookupProducer) -> String + Send + Sync + 'static) -> Self {
+        self.discovery.hooks.map_address = Some(Arc::new(map));
+        self
+    }
+
     /// How to choose among several nsqds. Default: [`Routing::round_robin`].
     pub fn routing(mut self, routing: Routing) -> Self {
         self.policy.routing = routing;
@@ -89,7 +146,7 @@ impl ProducerBuilder {
     }
 
     /// To how many different nsqds each message is sent, so that it survives the loss of all of them but one. Default: 1.
-    /// Allowed: 1 to the number of nsqds.
+    /// Allowed: 1 to the number of nsqds; with [`lookupd`](Self::lookupd) to 1,000.
     ///
     /// A publish is `Ok` once all copies are confirmed, or as many as [`quorum`](Self::quorum) says. A consumer gets each
     /// copy, since nsqds know nothing of each other: give it a [`DuplicateWindow`](crate::DuplicateWindow).
@@ -216,6 +273,7 @@ impl ProducerBuilder {
 
     fn spawn(self) -> Result<Producer> {
         let nsqds = self.validate()?;
+        let nodes = self.node_watch()?;
         let limits = Limits {
             msg_size: self.connection.max_msg_size,
             body_size: self.max_body_size,
@@ -235,13 +293,18 @@ impl ProducerBuilder {
         };
         let lanes = match &nsqds[..] {
             // Nothing to choose, copy or repeat: the publish goes straight into the one pipeline.
-            [(only, _)] if !self.policy.at_least_once => Lanes::One(Lane::only(Arc::clone(only), &options)),
+            [(only, _)] if nodes.is_none() && !self.policy.at_least_once => {
+                Lanes::One(Lane::only(Arc::clone(only), &options))
+            }
             several => {
-                let pool = Pool::new(self.policy, options);
+                let pool = Arc::new(Pool::new(self.policy, options));
                 for (address, place) in several {
                     pool.add(address, place.clone(), true);
                 }
-                Lanes::Many(Arc::new(pool))
+                if let Some(nodes) = nodes {
+                    pool.follow(nodes);
+                }
+                Lanes::Many(pool)
             }
         };
         Ok(Producer {
@@ -255,7 +318,7 @@ impl ProducerBuilder {
         // What tokio's semaphores can count, also on 32-bit systems.
         const MOST: u32 = 1 << 29;
         self.connection.validate()?;
-        if self.nsqds.is_empty() {
+        if self.nsqds.is_empty() && self.lookupds.is_empty() {
             return Err(Error::option("nsqd", "not set", "host:port, such as 127.0.0.1:4150"));
         }
         for (name, value) in [
@@ -281,6 +344,14 @@ impl ProducerBuilder {
         Ok(nsqds)
     }
 
+    fn node_watch(&self) -> Result<Option<NodeWatch>> {
+        if self.lookupds.is_empty() {
+            return Ok(None);
+        }
+        let connector = Arc::clone(&self.connection.connector);
+        NodeWatch::watch(&self.lookupds, connector, &self.discovery, fastrand::u64(..)).map(Some)
+    }
+
     fn distinct_nsqds(&self) -> Result<Vec<(Arc<str>, Place)>> {
         let mut nsqds: Vec<(Arc<str>, Place)> = Vec::new();
         for (address, place) in &self.nsqds {
@@ -297,8 +368,13 @@ impl ProducerBuilder {
 
     fn check_copies(&self, nsqds: usize) -> Result<()> {
         let copies = &self.policy.copies;
-        if !(1..=nsqds).contains(&copies.count) {
-            let allowed = format!("1 to the number of nsqds, which is {nsqds}");
+        // How many will be discovered is not known.
+        let (most, what) = match self.lookupds.len() {
+            0 => (nsqds, "the number of nsqds, which is "),
+            _ => (1_000, ""),
+        };
+        if !(1..=most).contains(&copies.count) {
+            let allowed = format!("1 to {what}{most}");
             return Err(Error::option("copies", copies.count, &allowed));
         }
         if let Some(quorum) = copies.quorum.filter(|quorum| !(1..=copies.count).contains(quorum)) {

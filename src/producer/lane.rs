@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::batch::Encoding;
-use super::node::{Leftover, Link, Node, Phase};
+use super::node::{Leftover, Link, Node, Notices, Phase};
 use super::pipeline::{Bounds, Load, Manner, Payload, Pipeline};
 use crate::config::ConnectionConfig;
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -27,6 +27,7 @@ pub(super) struct Lane {
     pub(super) pipeline: Arc<Pipeline>,
     phase: watch::Sender<Phase>,
     link: watch::Receiver<Link>,
+    dial_soon: Arc<Notify>,
 }
 
 impl Lane {
@@ -36,16 +37,17 @@ impl Lane {
         Self::spawn(address, pipeline, options, None)
     }
 
-    /// A lane among others. `up` is told of each connection.
-    pub(super) fn in_pool(address: Arc<str>, options: &LaneOptions, up: watch::Sender<()>) -> Self {
+    /// A lane among others.
+    pub(super) fn in_pool(address: Arc<str>, options: &LaneOptions, notices: Notices) -> Self {
         let pipeline = Pipeline::in_pool(options.bounds);
-        Self::spawn(address, pipeline, options, Some(up))
+        Self::spawn(address, pipeline, options, Some(notices))
     }
 
-    fn spawn(address: Arc<str>, pipeline: Pipeline, options: &LaneOptions, up: Option<watch::Sender<()>>) -> Self {
+    fn spawn(address: Arc<str>, pipeline: Pipeline, options: &LaneOptions, notices: Option<Notices>) -> Self {
         let pipeline = Arc::new(pipeline);
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (link, link_seen) = watch::channel(Link::Connecting);
+        let dial_soon = Arc::new(Notify::new());
         let node = Node {
             config: options.connection.clone(),
             encoding: options.encoding.clone(),
@@ -53,7 +55,8 @@ impl Lane {
             pipeline: Arc::clone(&pipeline),
             phase: phase_seen,
             link,
-            up,
+            notices,
+            dial_soon: Arc::clone(&dial_soon),
         };
         tokio::spawn(node.run());
         // A task of its own: the node's is woken thousands of times for each time that a deadline matters.
@@ -70,6 +73,7 @@ impl Lane {
             pipeline,
             phase,
             link: link_seen,
+            dial_soon,
         }
     }
 
@@ -124,6 +128,11 @@ impl Lane {
             Ok(Link::Connected) => Ok(()),
             _ => Err(gone()),
         }
+    }
+
+    /// Ends the pause before the next attempt to connect, if there is one at this moment.
+    pub(super) fn dial_soon(&self) {
+        self.dial_soon.notify_waiters();
     }
 
     /// Accepts nothing more, for this reason, and ends once nothing is pending.

@@ -301,7 +301,7 @@ impl Producer {
         match &self.shared.lanes {
             Lanes::One(lane) => match timeout(deadline, lane.connected()).await {
                 Ok(connected) => connected,
-                Err(_elapsed) => Err(not_ready(&[lane], Some(deadline))),
+                Err(_elapsed) => Err(not_ready(&[lane], None, Some(deadline))),
             },
             Lanes::Many(pool) => pool.ready(deadline).await,
         }

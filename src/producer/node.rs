@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::batch::{Encoding, Turns};
@@ -59,8 +59,19 @@ pub(super) struct Node {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) link: watch::Sender<Link>,
-    /// Told of each connection, for those who wait until any nsqd of a pool has one.
-    pub(super) up: Option<watch::Sender<()>>,
+    /// What a pool is told.
+    pub(super) notices: Option<Notices>,
+    /// There is reason to believe that an attempt would succeed now.
+    pub(super) dial_soon: Arc<Notify>,
+}
+
+/// What the lanes of a pool have to tell, without saying which of them.
+#[derive(Clone, Debug)]
+pub(super) struct Notices {
+    /// A connection was made, for those who wait until any nsqd has one; or nothing is to be waited for any more.
+    pub(super) up: watch::Sender<()>,
+    /// A connection was lost.
+    pub(super) lost: watch::Sender<()>,
 }
 
 impl Drop for Node {
@@ -99,7 +110,12 @@ impl Node {
                     match end {
                         // The role has finished: nothing is pending.
                         Ok(()) => break,
-                        Err(error) => error,
+                        Err(error) => {
+                            if let Some(notices) = &self.notices {
+                                notices.lost.send_replace(());
+                            }
+                            error
+                        }
                     }
                 }
                 Err(error) => error,
@@ -117,6 +133,7 @@ impl Node {
             tokio::select! {
                 biased;
                 () = over(&mut phase, &self.pipeline) => {}
+                () = self.dial_soon.notified() => {}
                 () = sleep(delay) => {}
             }
         }
@@ -137,8 +154,8 @@ impl Node {
         tracing::info!(nsqd = %self.address, "producer connected");
         self.pipeline.set_unreachable(None);
         self.link.send_replace(Link::Connected);
-        if let Some(up) = &self.up {
-            up.send_replace(());
+        if let Some(notices) = &self.notices {
+            notices.up.send_replace(());
         }
         let role = PublishRole::new(Arc::clone(&self.pipeline), self.encoding.clone());
         let mut driver = Driver::new(connection, role);

@@ -110,7 +110,7 @@ impl Pool {
     /// Asks every nsqd that has a connection.
     pub(in crate::producer) async fn ping(&self, deadline: Instant) -> Result<()> {
         let _inside = self.enter()?;
-        let mut up = self.up.subscribe();
+        let mut up = self.notices.up.subscribe();
         let lanes = loop {
             let lanes = self.connected();
             if !lanes.is_empty() {
@@ -238,7 +238,7 @@ impl Pool {
             let error = Error::new(ErrorKind::NotSent, Step::Publish, "no other nsqd is there for a copy");
             return Err(journey.attempts.give_up(error));
         }
-        let mut up = self.up.subscribe();
+        let mut up = self.notices.up.subscribe();
         let _waiting = Waiting::new(&self.waiting);
         loop {
             // Again, since a connection may have come before the subscription to it.
@@ -287,7 +287,7 @@ impl Pool {
 
     /// Pauses, unless the producer is stopped meanwhile.
     async fn pause(&self, pause: Duration) {
-        let mut up = self.up.subscribe();
+        let mut up = self.notices.up.subscribe();
         let stopped = async { while !self.is_stopping() && up.changed().await.is_ok() {} };
         tokio::select! {
             biased;
@@ -317,7 +317,8 @@ impl Pool {
             ),
         };
         let error = Error::new(ErrorKind::NotSent, step, text);
-        match lanes.iter().find_map(|lane| lane.failure()) {
+        let failure = lanes.iter().find_map(|lane| lane.failure());
+        match failure.or_else(|| self.discovery_failure()) {
             Some(failure) => error.because(failure),
             None => error,
         }

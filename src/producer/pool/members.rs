@@ -1,10 +1,7 @@
 //! The nsqds of a pool: they come, go, and have a connection or not.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use super::super::lane::Lane;
@@ -88,7 +85,7 @@ impl Pool {
                 known.place = place;
             }
         } else {
-            let lane = Lane::in_pool(Arc::clone(address), &self.options, self.up.clone());
+            let lane = Lane::in_pool(Arc::clone(address), &self.options, self.notices.clone());
             let lane = Arc::new(lane);
             present.push(Member { lane, place, pinned });
         }
@@ -130,37 +127,33 @@ impl Pool {
         chosen.map(|nsqd| Arc::clone(&free[nsqd].lane)).collect()
     }
 
-    /// Waits until one of the present nsqds has a connection, or all have failed once.
+    /// Waits until one of the nsqds has a connection, or all that are known after one round of discovery have failed once.
     pub(in crate::producer) async fn first_attempts(&self) -> Result<()> {
-        type Attempt = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
-        let lanes = self.lanes();
-        let mut attempts: Vec<Attempt> = lanes
-            .iter()
-            .map(|lane| {
-                let lane = Arc::clone(lane);
-                Box::pin(async move { lane.first_attempt().await }) as Attempt
-            })
-            .collect();
-        let mut connected = false;
-        let any = poll_fn(|cx| {
-            attempts.retain_mut(|attempt| {
-                let outcome = attempt.as_mut().poll(cx);
-                connected |= matches!(outcome, Poll::Ready(Ok(())));
-                outcome.is_pending()
-            });
-            match (connected, attempts.is_empty()) {
-                (true, _) => Poll::Ready(Ok(())),
-                (false, true) => Poll::Ready(Err(())),
-                (false, false) => Poll::Pending,
+        let mut up = self.notices.up.subscribe();
+        let connected = async { while !self.is_connected() && up.changed().await.is_ok() {} };
+        let attempts = async {
+            self.asked().await;
+            // They are under way all at once; the first that succeeds ends the waiting for the others.
+            for lane in self.lanes() {
+                let _its_failure_is_known = lane.first_attempt().await;
             }
-        });
-        any.await
-            .map_err(|()| not_ready(&lanes.iter().map(|lane| &**lane).collect::<Vec<_>>(), None))
+        };
+        tokio::select! {
+            biased;
+            () = connected => Ok(()),
+            () = attempts => if self.is_connected() { Ok(()) } else { Err(self.not_ready(None)) },
+        }
+    }
+
+    pub(super) fn not_ready(&self, deadline: Option<Duration>) -> Error {
+        let lanes = self.lanes();
+        let lanes: Vec<&Lane> = lanes.iter().map(|lane| &**lane).collect();
+        not_ready(&lanes, self.discovery_failure(), deadline)
     }
 }
 
 /// Why no nsqd has a connection, with one failure as the cause.
-pub(in crate::producer) fn not_ready(lanes: &[&Lane], deadline: Option<Duration>) -> Error {
+pub(in crate::producer) fn not_ready(lanes: &[&Lane], discovery: Option<Error>, deadline: Option<Duration>) -> Error {
     let mut failures: Vec<Error> = lanes.iter().filter_map(|lane| lane.failure()).collect();
     let within = deadline.map_or(String::new(), |deadline| format!(" within {deadline:?}"));
     let text = match (lanes, failures.len()) {
@@ -177,9 +170,9 @@ pub(in crate::producer) fn not_ready(lanes: &[&Lane], deadline: Option<Duration>
         ),
     };
     let error = Error::new(ErrorKind::Unreachable, Step::Dial, text);
-    if failures.is_empty() {
-        error
-    } else {
-        error.because(failures.swap_remove(0))
+    failures.extend(discovery);
+    match failures.into_iter().next() {
+        Some(failure) => error.because(failure),
+        None => error,
     }
 }

@@ -7,25 +7,27 @@
 //! which is the probe.
 
 mod carry;
+mod discovery;
 mod members;
 mod mirror;
 mod retry;
 mod routing;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use self::discovery::Following;
 use self::members::Members;
 pub(super) use self::members::{Place, not_ready};
 pub(super) use self::mirror::Copies;
 use self::retry::Budget;
 pub use self::routing::{RoutedMessage, RoutedNsqd, Router, Routing};
 use super::lane::{Lane, LaneOptions, SHUT_DOWN};
-use super::node::Leftover;
+use super::node::{Leftover, Notices};
 use crate::error::{Error, ErrorKind, Result, Step};
 
 /// How a pool chooses, copies and repeats.
@@ -40,8 +42,8 @@ pub(super) struct Pool {
     policy: Policy,
     options: LaneOptions,
     members: RwLock<Members>,
-    /// Told of each connection that is made, and of the end.
-    up: watch::Sender<()>,
+    notices: Notices,
+    following: Mutex<Option<Following>>,
     budget: Budget,
     counts: Counts,
     gate: Gate,
@@ -87,7 +89,11 @@ impl Pool {
             policy,
             options,
             members: RwLock::default(),
-            up: watch::Sender::new(()),
+            notices: Notices {
+                up: watch::Sender::new(()),
+                lost: watch::Sender::new(()),
+            },
+            following: Mutex::default(),
             budget: Budget::new(),
             counts: Counts::default(),
             gate: Gate::default(),
@@ -96,6 +102,7 @@ impl Pool {
     }
 
     /// How often a publish was repeated after an unknown outcome, and how often one, or one copy, went to another nsqd.
+    #[expect(dead_code, reason = "for the statistics")]
     pub(super) fn counts(&self) -> (u64, u64) {
         let Counts { retried, elsewhere } = &self.counts;
         (retried.load(Ordering::Relaxed), elsewhere.load(Ordering::Relaxed))
@@ -124,6 +131,7 @@ impl Pool {
     /// Accepts nothing more. The lanes end once the last publish under way has its outcome.
     fn close(&self) {
         self.gate.closed.store(true, Ordering::SeqCst);
+        self.stop_following();
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
             self.drain();
         }
@@ -141,7 +149,7 @@ impl Pool {
             lane.drain(SHUT_DOWN);
             lane.stop();
         }
-        self.up.send_replace(());
+        self.notices.up.send_replace(());
         let mut leftover = all_ended(&lanes).await;
         leftover.not_sent += waited;
         leftover
@@ -149,7 +157,7 @@ impl Pool {
 
     /// Waits until any nsqd has a connection.
     pub(super) async fn ready(&self, deadline: Duration) -> Result<()> {
-        let mut up = self.up.subscribe();
+        let mut up = self.notices.up.subscribe();
         let any = async {
             while !self.is_connected() {
                 if self.gate.closed.load(Ordering::SeqCst) || up.changed().await.is_err() {
@@ -160,11 +168,7 @@ impl Pool {
         };
         match timeout(deadline, any).await {
             Ok(ready) => ready,
-            Err(_elapsed) => {
-                let lanes = self.lanes();
-                let lanes: Vec<&Lane> = lanes.iter().map(|lane| &**lane).collect();
-                Err(not_ready(&lanes, Some(deadline)))
-            }
+            Err(_elapsed) => Err(self.not_ready(Some(deadline))),
         }
     }
 }

@@ -126,8 +126,8 @@ impl Routing {
     /// To each in turn of those in the same zone of the same region; while none of them has a connection, of those in the
     /// region; and then of all others.
     ///
-    /// nsqd knows its place by its options `topology-region` and `topology-zone`, and tells nsqlookupd; for an nsqd given
-    /// by address say it with [`ProducerBuilder::nsqd_in`](crate::ProducerBuilder::nsqd_in).
+    /// nsqd knows its place by its options `topology-region` and `topology-zone` and tells nsqlookupd, both from the first
+    /// version after 1.3.0 on; for an nsqd given by address say it with [`ProducerBuilder::nsqd_in`](crate::ProducerBuilder::nsqd_in).
     #[must_use]
     pub fn same_zone_first(region: impl Into<String>, zone: impl Into<String>) -> Self {
         let router = SameZoneFirst {

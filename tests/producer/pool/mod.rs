@@ -1,7 +1,9 @@
 //! Several nsqds behind one producer: who gets a message, and what happens when one of them dies.
 
 mod copies;
+mod discovery;
 mod endings;
+mod random;
 mod retry;
 mod routing;
 
@@ -93,11 +95,16 @@ impl Served {
         let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&bodies);
         let task = tokio::spawn(async move {
-            while let Some(command) = peer.next().await {
-                if command != Command::Nop {
-                    let came = command.bodies();
-                    seen.lock().unwrap().extend(came.iter().map(text));
-                    peer.ok().await;
+            loop {
+                match timeout(20 * SECOND, peer.next()).await {
+                    Err(_silent) => peer.heartbeat().await,
+                    Ok(None) => break,
+                    Ok(Some(Command::Nop)) => {}
+                    Ok(Some(command)) => {
+                        let came = command.bodies();
+                        seen.lock().unwrap().extend(came.iter().map(text));
+                        peer.ok().await;
+                    }
                 }
             }
         });
