@@ -201,14 +201,14 @@ impl ProducerBuilder {
         self
     }
 
-    /// How many messages may be pending, that is accepted and not resolved; past that, publishes wait. Default:
+    /// How many messages may be pending at each nsqd, that is accepted and not resolved; past that, publishes wait. Default:
     /// 10,000. Allowed: 1 to 2^29.
     pub fn max_pending_messages(mut self, count: u32) -> Self {
         self.max_pending_messages = count;
         self
     }
 
-    /// How many bytes of bodies may be pending; past that, publishes wait. A message larger than this is sent alone.
+    /// How many bytes of bodies may be pending at each nsqd; past that, publishes wait. A message larger than this is sent alone.
     /// Default: 64 MiB. Allowed: 1 to 2^29.
     pub fn max_pending_bytes(mut self, bytes: u32) -> Self {
         self.max_pending_bytes = bytes;

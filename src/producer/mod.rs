@@ -34,11 +34,11 @@ use crate::error::{Error, Result};
 use crate::name::Topic;
 use crate::protocol::command;
 
-/// Publishes messages to one nsqd.
+/// Publishes messages to one nsqd or to several.
 ///
-/// A producer is a handle: cheap to clone, to be used from many tasks at once. All clones share one connection, on
-/// which many publishes are on their way at the same time. It is made again whenever it is lost, for ever, with delays
-/// from 100 ms to 60 s.
+/// A producer is a handle: cheap to clone, to be used from many tasks at once. All clones share one connection to each
+/// nsqd, on which many publishes are on their way at the same time. It is made again whenever it is lost, for ever, with
+/// delays from 100 ms to 60 s.
 ///
 /// # What a publish tells
 /// `Ok` means that nsqd has answered OK for that message. An error is one of four kinds
@@ -46,6 +46,33 @@ use crate::protocol::command;
 /// retry) and *unknown* (sent and never answered: the message may be in the queue). Each publish ends within its
 /// deadline, 30 s by default ([`with_publish_timeout`](Self::with_publish_timeout)), whatever happens to the
 /// connection. While there is no connection, publishes wait for one until their deadline.
+///
+/// # Several nsqds
+/// Given by address ([`nsqd`](ProducerBuilder::nsqd)) or found through nsqlookupd ([`lookupd`](ProducerBuilder::lookupd)),
+/// one of those that have a connection is chosen for each publish ([`Routing`]). What could not be sent to one goes to
+/// another at once; only while none has a connection do publishes wait. What was sent and not answered is *unknown* as
+/// ever, unless the producer may repeat it ([`at_least_once`](ProducerBuilder::at_least_once)). nsqds do not replicate:
+/// to survive the loss of one with its disk, send each message to several ([`copies`](ProducerBuilder::copies)). The
+/// messages of a topic are in order at each nsqd only.
+///
+/// ```
+/// use async_nsq::{Producer, Routing, test_server::Nsqd};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (first, second, third) = (Nsqd::start().await?, Nsqd::start().await?, Nsqd::start().await?);
+/// let producer = Producer::builder()
+///     .nsqd(first.address())
+///     .nsqd(second.address())
+///     .nsqd(third.address())
+///     .routing(Routing::least_loaded())
+///     .copies(2)
+///     .connect()
+///     .await?;
+/// producer.publish("orders", r#"{"id":1}"#).await?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Batching
 /// Publishes to one topic that wait at the same moment leave as one MPUB, without any added delay; each caller gets
@@ -144,7 +171,8 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropping the future before the message was handed to the connection takes it back; after that it is published
-    /// and its answer ignored. Other publishes are not affected.
+    /// and its answer ignored. With [`copies`](ProducerBuilder::copies), those that wait at an nsqd are published, too. Other
+    /// publishes are not affected.
     pub async fn publish<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
     where
         T: TryInto<Topic>,
@@ -230,7 +258,8 @@ impl Producer {
         self.submit(Some(topic), Payload::Deferred { delay, body }).await
     }
 
-    /// Goes to nsqd and back: `Ok` means that nsqd has read and answered everything sent before.
+    /// Goes to nsqd and back: `Ok` means that nsqd has read and answered everything sent before. Of several nsqds, each that
+    /// has a connection is asked.
     ///
     /// NSQ has no command for this. nsqd answers an IDENTIFY that repeats the first one's names, and it does so in
     /// order with publishes; it also logs a line for it, so this is a check and not something to call in a loop.
@@ -309,6 +338,8 @@ impl Producer {
 
     /// Ends the producer: accepts nothing more, sends what is pending, waits for the answers, and closes the
     /// connection, all within `deadline`. What is not resolved by then is resolved as *not sent* or *unknown*.
+    ///
+    /// With several nsqds, what is counted is what was left at each of them, so that each copy of a message counts.
     ///
     /// It ends all clones. A second call waits for the first one's end.
     ///

@@ -96,10 +96,12 @@ async fn lesson_53_an_unreachable_nsqlookupd_is_told() {
     drop(lookupd);
 }
 
-/// An nsqlookupd that answers what it is told to: of each nsqd its host, its zone in `eu`, and the port of its
-/// registration.
-fn announcing(network: &MemoryNetwork) -> Arc<Mutex<Vec<(&'static str, &'static str, u16)>>> {
-    let announced: Arc<Mutex<Vec<(&str, &str, u16)>>> = Arc::default();
+/// Of each nsqd its host, its zone in `eu`, and the port of its registration.
+type Announced = Arc<Mutex<Vec<(&'static str, &'static str, u16)>>>;
+
+/// An nsqlookupd that answers what it is told to.
+fn announcing(network: &MemoryNetwork) -> Announced {
+    let announced = Announced::default();
     let mut listener = network.listen(LOOKUPD).unwrap();
     let nsqds = Arc::clone(&announced);
     tokio::spawn(async move {
