@@ -106,7 +106,7 @@ pub use consumer::{
 pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};
-pub use producer::{Producer, ProducerBuilder, ProducerReport};
+pub use producer::{Producer, ProducerBuilder, ProducerReport, RoutedMessage, RoutedNsqd, Router, Routing};
 
 /// The version of rustls that [`TlsConfig::rustls`] takes its configuration from.
 #[cfg(feature = "tls")]

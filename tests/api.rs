@@ -13,8 +13,8 @@ use async_nsq::{
     BatchOptions, BatchOutcome, BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder,
     ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, DuplicateWindow, Error, ErrorKind,
     GroupReport, GroupStats, HandlerError, LookupdConfig, LookupdStats, LookupdStatus, MemberId, MemberReport,
-    MemberStats, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder, ProducerReport, Step,
-    Topic, TopicPattern, protocol,
+    MemberStats, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder, ProducerReport,
+    RoutedMessage, RoutedNsqd, Routing, Step, Topic, TopicPattern, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
@@ -39,6 +39,7 @@ fn public_types_are_send_sync_and_debug() {
     cloned::<Producer>();
     cloned::<ProducerBuilder>();
     cloned::<ProducerReport>();
+    cloned::<(Routing, RoutedMessage<'static>, RoutedNsqd<'static>)>();
     cloned::<ConsumerBuilder>();
     cloned::<ConsumerReport>();
     shared::<(ConsumerGroup, ConsumerGroupBuilder)>();
@@ -88,6 +89,7 @@ async fn futures_can_be_spawned() {
     sent(&producer.publish_many("t", ["m"]));
     sent(&producer.publish_deferred("t", Duration::ZERO, "m"));
     sent(&producer.ping());
+    sent(&producer.ready(Duration::ZERO));
     sent(&producer.shutdown(Duration::ZERO));
     let handler = |_: Message| async { Ok::<(), BoxError>(()) };
     let builder = Consumer::builder("t", "c").nsqd(nsqd.address());

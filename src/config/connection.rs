@@ -35,6 +35,8 @@ pub struct ConnectionConfig {
     output_buffer_size: Option<usize>,
     output_buffer_timeout: Option<Duration>,
     msg_timeout: Option<Duration>,
+    region: Option<String>,
+    zone: Option<String>,
 }
 
 impl ConnectionConfig {
@@ -53,6 +55,8 @@ impl ConnectionConfig {
             output_buffer_size: None,
             output_buffer_timeout: None,
             msg_timeout: None,
+            region: None,
+            zone: None,
         }
     }
 
@@ -120,6 +124,25 @@ impl ConnectionConfig {
     #[must_use]
     pub fn user_agent(mut self, agent: impl Into<String>) -> Self {
         self.user_agent = agent.into();
+        self
+    }
+
+    /// The region and the zone in which this client runs, told to nsqd. Default: neither. An empty text tells nothing.
+    ///
+    /// An nsqd that is newer than 1.3.0 and run with `--enable-experiment=topology-aware-consumption` and the flags
+    /// `--topology-region` and `--topology-zone` then offers a message to waiting consumers of its own zone first, to
+    /// those of its region next, and to all others last. Any other nsqd ignores it. Only equal texts are the same place.
+    ///
+    /// ```
+    /// use async_nsq::ConnectionConfig;
+    ///
+    /// let connection = ConnectionConfig::new().topology("eu-west", "eu-west-1b");
+    /// ```
+    #[must_use]
+    pub fn topology(mut self, region: impl Into<String>, zone: impl Into<String>) -> Self {
+        let told = |text: String| Some(text).filter(|text| !text.is_empty());
+        self.region = told(region.into());
+        self.zone = told(zone.into());
         self
     }
 
@@ -214,6 +237,8 @@ impl ConnectionConfig {
             msg_timeout: self.msg_timeout.map(millis),
             hostname,
             sample_rate: None,
+            topology_region: self.region.clone(),
+            topology_zone: self.zone.clone(),
         }
     }
 }
@@ -270,6 +295,20 @@ mod tests {
             assert!(bad.validate().is_err());
         }
         ConnectionConfig::new().validate().unwrap();
+    }
+
+    #[test]
+    fn where_a_client_runs_is_told_if_it_is_known() {
+        let told = |config: ConnectionConfig| {
+            let json: serde_json::Value = serde_json::from_slice(&config.identify().to_json()).unwrap();
+            ["topology_region", "topology_zone"].map(|key| json.get(key).map(|text| text.as_str().unwrap().to_owned()))
+        };
+        let place = |text: &str| Some(text.to_owned());
+        assert_eq!(told(ConnectionConfig::new()), [None, None]);
+        let config = ConnectionConfig::new().topology("eu", "b");
+        assert_eq!(told(config.clone()), [place("eu"), place("b")]);
+        assert_eq!(told(config.for_consumer(1)), [place("eu"), place("b")]);
+        assert_eq!(told(ConnectionConfig::new().topology("eu", "")), [place("eu"), None]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Which nsqds have a topic, and which topics there are, learnt from nsqlookupd.
+//! Which nsqds have a topic, which nsqds and which topics there are, learnt from nsqlookupd.
 //!
 //! [`Rounds`] asks all nsqlookupds at once, at the times that `schedule` chooses, and lets `view` unite what they say. It
 //! spawns nothing: it lives in the task of its owner and runs while that awaits [`Rounds::next`]. What is asked is a
-//! `question`: [`Discovery`] asks for the nsqds of one topic, [`TopicWatch`] for all topics.
+//! `question`: [`Discovery`] asks for the nsqds of one topic, [`NodeWatch`] for all nsqds, [`TopicWatch`] for all topics.
 
 mod facts;
 mod http;
@@ -16,7 +16,7 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::question::{Nsqds, Topics};
+use self::question::{Nodes, Nsqds, Topics};
 use self::rounds::Rounds;
 use crate::config::LookupdConfig;
 use crate::error::{Error, Result};
@@ -28,7 +28,9 @@ pub(crate) use self::facts::Status;
 pub(crate) use self::facts::{LookupdFacts, NsqdFacts};
 pub use self::facts::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub(crate) use self::question::Hooks;
+pub(crate) use self::question::Node;
 pub(crate) use self::view::Changes;
+use self::view::{Item, View};
 
 /// How discovery asks, and what it accepts.
 #[derive(Clone, Debug)]
@@ -131,15 +133,50 @@ impl Discovery {
 
     /// The nsqds that were found, sorted, and where they were found.
     pub(crate) fn nsqd_facts(&self) -> Vec<NsqdFacts> {
-        let announcements = self.view().announcements();
-        announcements
-            .map(|(address, announced_by, missing_since)| NsqdFacts {
-                address: Arc::clone(address),
-                announced_by: Arc::clone(announced_by),
-                missing_since,
-            })
-            .collect()
+        nsqd_facts(self.view(), |address| address)
     }
+}
+
+/// Keeps knowing which nsqds there are, whatever topics they have.
+///
+/// A producer asks this and not for the nsqds of a topic: a topic is created on an nsqd by the first message to it, so a
+/// new one has no nsqd yet, and one that is on a single nsqd would stay there.
+pub(crate) type NodeWatch = Rounds<Nodes>;
+
+impl NodeWatch {
+    /// Prepares the watch, as [`Discovery::new`] prepares discovery; [`DiscoveryOptions::create`] has no meaning here.
+    ///
+    /// An nsqd that stays is in [`Changes::anew`] when it has been started again, and with it where it runs, which may
+    /// be elsewhere.
+    ///
+    /// # Errors
+    /// Those of [`Discovery::new`].
+    pub(crate) fn watch(
+        lookupds: &[LookupdConfig],
+        connector: Arc<dyn Connector>,
+        options: &DiscoveryOptions,
+        seed: u64,
+    ) -> Result<Self> {
+        let question = Nodes::new(options.hooks.clone());
+        Self::with_question(question, lookupds, connector, options, options.max_nodes, seed)
+    }
+
+    /// The nsqds that were found, sorted, and where they were found.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the producer's statistics"))]
+    pub(crate) fn nsqd_facts(&self) -> Vec<NsqdFacts> {
+        nsqd_facts(self.view(), |node| &node.address)
+    }
+}
+
+fn nsqd_facts<T: Item>(view: &View<T>, address: impl Fn(&T) -> &Arc<str>) -> Vec<NsqdFacts> {
+    let facts = view
+        .announcements()
+        .map(|(item, announced_by, missing_since)| NsqdFacts {
+            address: Arc::clone(address(item)),
+            announced_by: Arc::clone(announced_by),
+            missing_since,
+        });
+    facts.collect()
 }
 
 /// Keeps knowing which topics there are. A topic that no nsqlookupd lists any more is dropped by the rule for nsqds.

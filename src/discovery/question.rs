@@ -1,5 +1,7 @@
 //! What nsqlookupds are asked, and how their answers are read.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,11 +10,11 @@ use hyper::StatusCode;
 
 use super::http::refused;
 use super::registrations::digest;
-use super::view::Answer;
+use super::view::{Answer, Item};
 use crate::config::address;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
-use crate::protocol::{Lookup, LookupError, LookupProducer, parse_lookup, parse_topics};
+use crate::protocol::{Lookup, LookupError, LookupProducer, parse_lookup, parse_nodes, parse_topics};
 
 const NOT_FOUND: &str = "TOPIC_NOT_FOUND";
 
@@ -22,7 +24,7 @@ const MAX_SHOWN: usize = 100;
 /// A question that all nsqlookupds are asked, whose answers can be united.
 pub(crate) trait Question: Clone + fmt::Debug + Send + Sync + Unpin + 'static {
     /// What answers list.
-    type Item: Ord + Clone + Send + Sync + Unpin + 'static;
+    type Item: Item + Send + Sync + Unpin + 'static;
 
     /// The path and query of the GET.
     fn path(&self) -> &str;
@@ -71,6 +73,56 @@ impl fmt::Debug for Hooks {
     }
 }
 
+impl Hooks {
+    /// An answer of these nsqds, each as `item` makes it of its address.
+    fn usable<T: Item>(
+        &self,
+        producers: &[LookupProducer],
+        malformed: usize,
+        item: impl Fn(Arc<str>, &LookupProducer) -> T,
+    ) -> Answer<T> {
+        let mut answer = Answer::new(true);
+        answer.malformed = malformed;
+        for producer in producers {
+            match self.address_of(producer) {
+                Ok(Some(address)) => {
+                    let item = item(address, producer);
+                    let registration = (item.clone(), digest(&producer.remote_address));
+                    answer.registrations.push(registration);
+                    answer.items.push(item);
+                }
+                Ok(None) => answer.filtered += 1,
+                Err(reason) => {
+                    answer.malformed += 1;
+                    answer.example.get_or_insert(reason);
+                }
+            }
+        }
+        answer
+    }
+
+    /// Where a wanted nsqd is reached; an error tells why nowhere.
+    fn address_of(&self, producer: &LookupProducer) -> Result<Option<Arc<str>>, String> {
+        let announced = producer.tcp_address();
+        if let Some(filter) = &self.filter {
+            match catch_unwind(AssertUnwindSafe(|| filter(producer))) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(_) => return Err(format!("discovery_filter panicked at nsqd {}", shown(&announced))),
+            }
+        }
+        let address = match &self.map_address {
+            None => announced,
+            Some(map) => catch_unwind(AssertUnwindSafe(|| map(producer)))
+                .map_err(|_| format!("map_address panicked at nsqd {}", shown(&announced)))?,
+        };
+        match address::split(&address) {
+            Ok(_) => Ok(Some(address.into())),
+            Err(reason) => Err(format!("{}: {reason}", shown(&address))),
+        }
+    }
+}
+
 /// Which nsqds have one topic?
 #[derive(Clone, Debug)]
 pub(crate) struct Nsqds {
@@ -98,23 +150,10 @@ impl Nsqds {
     }
 
     fn usable(&self, lookup: Lookup) -> Answer {
-        let mut answer = Answer::new(true);
-        answer.malformed = lookup.malformed;
+        let mut answer = self
+            .hooks
+            .usable(&lookup.producers, lookup.malformed, |address, _| address);
         answer.channel = self.channel_of(&lookup);
-        for producer in &lookup.producers {
-            match self.address_of(producer) {
-                Ok(Some(address)) => {
-                    let registration = (Arc::clone(&address), digest(&producer.remote_address));
-                    answer.registrations.push(registration);
-                    answer.items.push(address);
-                }
-                Ok(None) => answer.filtered += 1,
-                Err(reason) => {
-                    answer.malformed += 1;
-                    answer.example.get_or_insert(reason);
-                }
-            }
-        }
         answer
     }
 
@@ -125,27 +164,6 @@ impl Nsqds {
             .iter()
             .any(|known| known == channel.as_str())
             .then_some(Ok(()))
-    }
-
-    /// Where a wanted nsqd is reached; an error tells why nowhere.
-    fn address_of(&self, producer: &LookupProducer) -> Result<Option<Arc<str>>, String> {
-        let announced = producer.tcp_address();
-        if let Some(filter) = &self.hooks.filter {
-            match catch_unwind(AssertUnwindSafe(|| filter(producer))) {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(_) => return Err(format!("discovery_filter panicked at nsqd {}", shown(&announced))),
-            }
-        }
-        let address = match &self.hooks.map_address {
-            None => announced,
-            Some(map) => catch_unwind(AssertUnwindSafe(|| map(producer)))
-                .map_err(|_| format!("map_address panicked at nsqd {}", shown(&announced)))?,
-        };
-        match address::split(&address) {
-            Ok(_) => Ok(Some(address.into())),
-            Err(reason) => Err(format!("{}: {reason}", shown(&address))),
-        }
     }
 }
 
@@ -200,6 +218,114 @@ impl Question for Nsqds {
         );
     }
 }
+
+/// Which nsqds are there, whatever topics they have?
+#[derive(Clone, Debug)]
+pub(crate) struct Nodes {
+    hooks: Hooks,
+}
+
+impl Nodes {
+    pub(super) fn new(hooks: Hooks) -> Self {
+        Self { hooks }
+    }
+}
+
+/// An nsqd, and where it runs. The same address is the same nsqd.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    /// `host:port` of its TCP protocol.
+    pub(crate) address: Arc<str>,
+    /// What it calls its region and zone, if it and the nsqlookupd are recent enough to say so.
+    pub(crate) region: Option<Arc<str>>,
+    pub(crate) zone: Option<Arc<str>>,
+}
+
+impl Node {
+    fn new(address: Arc<str>, told: &LookupProducer) -> Self {
+        Self {
+            address,
+            region: told.topology_region.as_deref().map(Arc::from),
+            zone: told.topology_zone.as_deref().map(Arc::from),
+        }
+    }
+}
+
+impl Item for Node {
+    /// An nsqlookupd up to 1.3.0 does not pass on what an nsqd says of its topology. A zone is one of its region, so both
+    /// are told by the same nsqlookupd.
+    fn complete(&mut self, other: &Self) {
+        if self.region.is_none() && self.zone.is_none() {
+            self.region.clone_from(&other.region);
+            self.zone.clone_from(&other.zone);
+        }
+    }
+}
+
+impl Ord for Node {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.address.cmp(&other.address)
+    }
+}
+
+impl PartialOrd for Node {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+}
+
+impl Eq for Node {}
+
+impl Borrow<str> for Node {
+    fn borrow(&self) -> &str {
+        &self.address
+    }
+}
+
+impl Question for Nodes {
+    type Item = Node;
+
+    fn path(&self) -> &str {
+        "/nodes"
+    }
+
+    fn read(&self, status: StatusCode, body: &[u8]) -> Result<Answer<Node>> {
+        if status != StatusCode::OK {
+            return Err(refused(self.path(), status, body));
+        }
+        let listed = parse_nodes(body).map_err(|error| not_understood(self.path(), error))?;
+        Ok(self.hooks.usable(&listed.nodes, listed.malformed, Node::new))
+    }
+
+    fn topic(&self) -> Option<&Topic> {
+        None
+    }
+
+    fn log_added(&self, node: &Node, lookupd: Option<&str>) {
+        let (region, zone) = (node.region.as_deref(), node.zone.as_deref());
+        tracing::debug!(nsqd = &*node.address, lookupd, region, zone, "nsqd found");
+    }
+
+    fn log_removed(&self, node: &Node) {
+        tracing::debug!(nsqd = &*node.address, "nsqd gone from every nsqlookupd");
+    }
+
+    fn log_ignored(&self, limit: usize, ignored: usize) {
+        tracing::warn!(
+            limit,
+            ignored,
+            "nsqlookupd lists more nsqds than max_nsqds; the rest is ignored"
+        );
+    }
+}
+
+impl Item for Topic {}
 
 /// Which topics are there?
 #[derive(Clone, Debug)]

@@ -230,7 +230,8 @@ impl<Q: Question> Rounds<Q> {
         // What is only found now, nobody has tried yet; and what exceeds the limit is not found at all.
         let anew = self.registrations.take().into_iter();
         changes.anew = anew
-            .filter(|item| self.view.announced_by(item).is_some() && changes.added.binary_search(item).is_err())
+            .filter(|item| changes.added.binary_search(item).is_err())
+            .filter_map(|item| self.view.get(&item).cloned())
             .collect();
         self.log_changes(&changes, was_full);
         let clean = self.view.last_round_clean();

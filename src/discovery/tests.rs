@@ -690,3 +690,5 @@ impl tracing::Subscriber for Lines {
 
     fn exit(&self, _: &tracing::span::Id) {}
 }
+
+mod nodes;

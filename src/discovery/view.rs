@@ -11,7 +11,17 @@ use crate::error::Result;
 /// In how many clean rounds an item has to be missing before it is dropped.
 const CLEAN_ROUNDS_TO_DROP: u32 = 3;
 
-/// What one nsqlookupd said. An item is what is asked for: nsqds by their address, or topics.
+/// What is asked for: nsqds by their address, or topics. Equal are those that are the same nsqd or topic, whatever else is
+/// told of them.
+pub(crate) trait Item: Ord + Clone {
+    /// Takes over what another nsqlookupd tells of the same item, where this one tells nothing.
+    fn complete(&mut self, _other: &Self) {}
+}
+
+/// An nsqd of which nothing but the address matters.
+impl Item for Arc<str> {}
+
+/// What one nsqlookupd said.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer<T = Arc<str>> {
     pub(crate) items: Vec<T>,
@@ -95,7 +105,9 @@ impl<T> Lookupd<T> {
 
 /// One item of the union.
 #[derive(Clone, Debug)]
-struct Node {
+struct Entry<T> {
+    /// As it is told of now; the key may be older.
+    item: T,
     /// The nsqlookupd that announces it, or was the last to do so.
     announced_by: Arc<str>,
     absence: Option<Absence>,
@@ -132,8 +144,8 @@ struct Absence {
 #[derive(Clone, Debug)]
 pub(crate) struct View<T = Arc<str>> {
     lookupds: Vec<Lookupd<T>>,
-    nodes: BTreeMap<T, Node>,
-    max_nodes: usize,
+    entries: BTreeMap<T, Entry<T>>,
+    max_items: usize,
     min_absence: Duration,
     ignored: usize,
     clean: bool,
@@ -141,14 +153,14 @@ pub(crate) struct View<T = Arc<str>> {
     vanished: bool,
 }
 
-impl<T: Ord + Clone> View<T> {
-    /// A view without items. `max_nodes` bounds them; `min_absence` is how long one must be missing at least before it
+impl<T: Item> View<T> {
+    /// A view without items. `max_items` bounds them; `min_absence` is how long one must be missing at least before it
     /// is dropped, however fast the rounds follow each other.
-    pub(crate) fn new(lookupds: impl IntoIterator<Item = Arc<str>>, max_nodes: usize, min_absence: Duration) -> Self {
+    pub(crate) fn new(lookupds: impl IntoIterator<Item = Arc<str>>, max_items: usize, min_absence: Duration) -> Self {
         Self {
             lookupds: lookupds.into_iter().map(Lookupd::new).collect(),
-            nodes: BTreeMap::new(),
-            max_nodes,
+            entries: BTreeMap::new(),
+            max_items,
             min_absence,
             ignored: 0,
             clean: false,
@@ -184,7 +196,12 @@ impl<T: Ord + Clone> View<T> {
 
     /// The items to have, sorted.
     pub(crate) fn items(&self) -> impl ExactSizeIterator<Item = &T> {
-        self.nodes.keys()
+        self.entries.values().map(|entry| &entry.item)
+    }
+
+    /// One item, as it is told of now.
+    pub(crate) fn get(&self, item: &T) -> Option<&T> {
+        self.entries.get(item).map(|entry| &entry.item)
     }
 
     /// The nsqlookupd that announces this item, or was the last to do so; `None` if the item is not in the view.
@@ -192,14 +209,18 @@ impl<T: Ord + Clone> View<T> {
     where
         T: Borrow<K>,
     {
-        self.nodes.get(item).map(|node| &node.announced_by)
+        self.entries.get(item).map(|entry| &entry.announced_by)
     }
 
     /// Each item with the nsqlookupd that announces it or was the last to do so, and since when nobody does.
     pub(crate) fn announcements(&self) -> impl Iterator<Item = (&T, &Arc<str>, Option<Instant>)> {
-        self.nodes
-            .iter()
-            .map(|(item, node)| (item, &node.announced_by, node.absence.map(|absence| absence.since)))
+        self.entries.values().map(|entry| {
+            (
+                &entry.item,
+                &entry.announced_by,
+                entry.absence.map(|absence| absence.since),
+            )
+        })
     }
 
     /// How many announced entries the limit on items left out, over all last good answers, at the end of the last round.
@@ -234,7 +255,7 @@ impl<T: Ord + Clone> View<T> {
                 facts.example = answer.example;
                 facts.filtered = answer.filtered;
                 facts.channel = answer.channel;
-                (lookupd.announced, lookupd.excess) = bounded(answer.items, &self.nodes, self.max_nodes);
+                (lookupd.announced, lookupd.excess) = bounded(answer.items, &self.entries, self.max_items);
                 lookupd.facts.announced = lookupd.announced.len() + lookupd.excess;
                 lookupd.clean = true;
             }
@@ -269,16 +290,20 @@ impl<T: Ord + Clone> View<T> {
         let mut removed = Vec::new();
         let (lookupds, clean, min_absence) = (&self.lookupds, self.clean, self.min_absence);
         let mut vanished = false;
-        self.nodes.retain(|item, node| {
-            if let Some(lookupd) = lookupds.iter().find(|lookupd| lookupd.announced.contains(item)) {
-                node.announced_by = Arc::clone(lookupd.address());
-                node.absence = None;
+        self.entries.retain(|item, entry| {
+            let told = lookupds
+                .iter()
+                .find_map(|lookupd| Some((lookupd, lookupd.announced.get(item)?)));
+            if let Some((lookupd, told)) = told {
+                entry.item = told.clone();
+                entry.announced_by = Arc::clone(lookupd.address());
+                entry.absence = None;
                 return true;
             }
             if !clean {
                 return true;
             }
-            let absence = node.absence.get_or_insert_with(|| {
+            let absence = entry.absence.get_or_insert_with(|| {
                 vanished = true;
                 Absence {
                     since: now,
@@ -303,25 +328,32 @@ impl<T: Ord + Clone> View<T> {
         for lookupd in &mut self.lookupds {
             let mut ignored = lookupd.excess;
             for item in &lookupd.announced {
-                if self.nodes.contains_key(item) {
+                if let Some(entry) = self.entries.get_mut(item) {
+                    entry.item.complete(item);
                     continue;
                 }
-                if self.nodes.len() >= self.max_nodes {
+                if self.entries.len() >= self.max_items {
                     ignored += 1;
                     continue;
                 }
-                let node = Node {
+                let entry = Entry {
+                    item: item.clone(),
                     announced_by: Arc::clone(&lookupd.facts.address),
                     absence: None,
                 };
-                self.nodes.insert(item.clone(), node);
+                self.entries.insert(item.clone(), entry);
                 added.push(item.clone());
             }
             lookupd.facts.ignored = ignored;
             self.ignored += ignored;
         }
         added.sort_unstable();
+        // What nsqlookupds after the first one have told is in the view.
         added
+            .iter()
+            .filter_map(|item| self.entries.get(item))
+            .map(|entry| entry.item.clone())
+            .collect()
     }
 }
 
@@ -329,10 +361,10 @@ impl<T: Ord + Clone> View<T> {
 ///
 /// Items that are in the view go first: an nsqlookupd lists them in any order, and the limit must not make one come and
 /// go.
-fn bounded<T: Ord>(items: Vec<T>, nodes: &BTreeMap<T, Node>, max_nodes: usize) -> (BTreeSet<T>, usize) {
-    let (known, new): (BTreeSet<_>, BTreeSet<_>) = items.into_iter().partition(|item| nodes.contains_key(item));
+fn bounded<T: Ord>(items: Vec<T>, entries: &BTreeMap<T, Entry<T>>, max_items: usize) -> (BTreeSet<T>, usize) {
+    let (known, new): (BTreeSet<_>, BTreeSet<_>) = items.into_iter().partition(|item| entries.contains_key(item));
     let total = known.len() + new.len();
-    let kept: BTreeSet<_> = known.into_iter().chain(new).take(max_nodes).collect();
+    let kept: BTreeSet<_> = known.into_iter().chain(new).take(max_items).collect();
     let excess = total - kept.len();
     (kept, excess)
 }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::batch::Encoding;
-use super::node::{Link, Node, Phase};
-use super::pipeline::{Bounds, Pipeline};
-use super::{Limits, Producer, Shared, ended};
-use crate::config::{ConnectionConfig, address};
-use crate::error::{Error, ErrorKind, Result, Step};
-use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRequest};
+use super::lane::{Lane, LaneOptions};
+use super::pipeline::Bounds;
+use super::pool::{Place, Policy, Pool, Routing};
+use super::{Lanes, Limits, Producer, Shared};
+use crate::config::{ConnectionConfig, LookupdConfig, address};
+use crate::discovery::{DiscoveryOptions, NodeWatch};
+use crate::error::{Error, Result};
+use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRequest, LookupProducer};
 
 /// Options of a [`Producer`], each with a default.
 ///
@@ -37,7 +37,10 @@ use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRe
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `connect` is called"]
 pub struct ProducerBuilder {
-    nsqd: Option<String>,
+    nsqds: Vec<(String, Place)>,
+    lookupds: Vec<LookupdConfig>,
+    discovery: DiscoveryOptions,
+    policy: Policy,
     connection: ConnectionConfig,
     publish_timeout: Duration,
     max_pending_messages: u32,
@@ -50,7 +53,10 @@ pub struct ProducerBuilder {
 impl ProducerBuilder {
     pub(super) fn new() -> Self {
         Self {
-            nsqd: None,
+            nsqds: Vec::new(),
+            lookupds: Vec::new(),
+            discovery: DiscoveryOptions::default(),
+            policy: Policy::default(),
             connection: ConnectionConfig::new(),
             publish_timeout: Duration::from_secs(30),
             max_pending_messages: 10_000,
@@ -61,9 +67,124 @@ impl ProducerBuilder {
         }
     }
 
-    /// The nsqd to publish to: `host:port` of its TCP protocol, 4150 by default. Required.
+    /// An nsqd to publish to: `host:port` of its TCP protocol, 4150 by default. At least one is required, here or from
+    /// [`lookupd`](Self::lookupd).
+    ///
+    /// May be called several times: the producer then chooses among them for each publish ([`routing`](Self::routing)),
+    /// and one that has no connection is passed over. The order in which they are given matters to
+    /// [`Routing::failover`] only. An address given twice counts once.
     pub fn nsqd(mut self, address: impl Into<String>) -> Self {
-        self.nsqd = Some(address.into());
+        self.nsqds.push((address.into(), Place::default()));
+        self
+    }
+
+    /// An nsqd as by [`nsqd`](Self::nsqd), and where it stands, for [`Routing::same_zone_first`].
+    pub fn nsqd_in(mut self, address: impl Into<String>, region: impl Into<String>, zone: impl Into<String>) -> Self {
+        let place = Place {
+            region: Some(region.into().into()),
+            zone: Some(zone.into().into()),
+        };
+        self.nsqds.push((address.into(), place));
+        self
+    }
+
+    /// Publishes to all nsqds that this nsqlookupd knows: its HTTP address (`host:port` or `http://host:port`, port 4161 by
+    /// default), or a [`LookupdConfig`] where it asks for more. May be called several times: all of them are asked at once
+    /// and their answers united. Those given with [`nsqd`](Self::nsqd) are used as well, whatever nsqlookupd says.
+    ///
+    /// It is asked for all nsqds (`/nodes`) and never for those of a topic: an nsqd has a topic once something was
+    /// published there, so a new topic is nowhere, and an old one would never come to a new nsqd.
+    ///
+    /// An nsqd that no nsqlookupd announces any more is left after some rounds, once what is pending there has been sent.
+    pub fn lookupd(mut self, lookupd: impl Into<LookupdConfig>) -> Self {
+        self.lookupds.push(lookupd.into());
+        self
+    }
+
+    /// How often nsqlookupds are asked when all is well, as
+    /// [`ConsumerBuilder::lookupd_poll_interval`](crate::ConsumerBuilder::lookupd_poll_interval). Default: 60 s. Allowed:
+    /// 10 ms to 5 min.
+    pub fn lookupd_poll_interval(mut self, interval: Duration) -> Self {
+        self.discovery.poll_interval = interval;
+        self
+    }
+
+    /// How long an nsqlookupd may take to answer. Default: 2 s. Allowed: 1 ms to 5 min.
+    pub fn lookupd_timeout(mut self, timeout: Duration) -> Self {
+        self.discovery.timeout = timeout;
+        self
+    }
+
+    /// How many nsqds are accepted from nsqlookupds; further ones are ignored, with a warning in the log. Default: 1,000.
+    /// Allowed: 1 or more.
+    ///
+    /// It bounds the connections that an nsqlookupd can make this process open, and with
+    /// [`max_pending_bytes`](Self::max_pending_bytes) the memory.
+    pub fn max_nsqds(mut self, count: usize) -> Self {
+        self.discovery.max_nodes = count;
+        self
+    }
+
+    /// Publishes only to those announced nsqds for which `filter` returns true, as
+    /// [`ConsumerBuilder::discovery_filter`](crate::ConsumerBuilder::discovery_filter). Default: to all.
+    pub fn discovery_filter(mut self, filter: impl Fn(&LookupProducer) -> bool + Send + Sync + 'static) -> Self {
+        self.discovery.hooks.filter = Some(Arc::new(filter));
+        self
+    }
+
+    /// Connects to an announced nsqd at the `host:port` that `map` returns, as
+    /// [`ConsumerBuilder::map_address`](crate::ConsumerBuilder::map_address). Default: `broadcast_address:tcp_port`.
+    pub fn map_address(mut self, map: impl Fn(&LookupProducer) -> String + Send + Sync + 'static) -> Self {
+        self.discovery.hooks.map_address = Some(Arc::new(map));
+        self
+    }
+
+    /// How to choose among several nsqds. Default: [`Routing::round_robin`].
+    pub fn routing(mut self, routing: Routing) -> Self {
+        self.policy.routing = routing;
+        self
+    }
+
+    /// To how many different nsqds each message is sent, so that it survives the loss of all of them but one. Default: 1.
+    /// Allowed: 1 to the number of nsqds; with [`lookupd`](Self::lookupd) to 1,000.
+    ///
+    /// A publish is `Ok` once all copies are confirmed, or as many as [`quorum`](Self::quorum) says. A consumer gets each
+    /// copy, since nsqds know nothing of each other: give it a [`DuplicateWindow`](crate::DuplicateWindow).
+    ///
+    /// While fewer nsqds than that have a connection, nothing is sent: the publish waits for them and ends as *not sent* at its
+    /// deadline. See [`accept_fewer_copies`](Self::accept_fewer_copies). If some copies are confirmed, but fewer than needed,
+    /// it ends as *unknown*: the message is in a queue, and may be lost with it.
+    pub fn copies(mut self, count: usize) -> Self {
+        self.policy.copies.count = count;
+        self
+    }
+
+    /// How many [`copies`](Self::copies) have to be confirmed. Default: all. Allowed: 1 to the number of copies.
+    ///
+    /// The others are on their way or wait at their nsqd by then, and are not sent elsewhere if they fail there.
+    pub fn quorum(mut self, count: usize) -> Self {
+        self.policy.copies.quorum = Some(count);
+        self
+    }
+
+    /// Whether to make do with fewer [`copies`](Self::copies) while fewer nsqds have a connection. Default: false.
+    ///
+    /// If so, at least as many copies as [`quorum`](Self::quorum) says have to be confirmed, and a single one if that is
+    /// not set.
+    pub fn accept_fewer_copies(mut self, accept: bool) -> Self {
+        self.policy.copies.accept_fewer = accept;
+        self
+    }
+
+    /// Whether to publish again what was sent and never answered, which may put it into a queue twice. Default: false: the
+    /// publish ends as *unknown*, and its caller decides.
+    ///
+    /// What *cannot* have arrived goes to another nsqd in any case, and what nsqd has rejected is never repeated. A
+    /// repetition is made after a short random pause, at another nsqd if there is one, within the publish's deadline, and
+    /// only as long as there is budget: 1,000 in advance, and one for every ten publishes. Then *unknown* is the outcome after
+    /// all.
+    pub fn at_least_once(mut self, on: bool) -> Self {
+        self.policy.at_least_once = on;
         self
     }
 
@@ -80,14 +201,14 @@ impl ProducerBuilder {
         self
     }
 
-    /// How many messages may be pending, that is accepted and not resolved; past that, publishes wait. Default:
+    /// How many messages may be pending at each nsqd, that is accepted and not resolved; past that, publishes wait. Default:
     /// 10,000. Allowed: 1 to 2^29.
     pub fn max_pending_messages(mut self, count: u32) -> Self {
         self.max_pending_messages = count;
         self
     }
 
-    /// How many bytes of bodies may be pending; past that, publishes wait. A message larger than this is sent alone.
+    /// How many bytes of bodies may be pending at each nsqd; past that, publishes wait. A message larger than this is sent alone.
     /// Default: 64 MiB. Allowed: 1 to 2^29.
     pub fn max_pending_bytes(mut self, bytes: u32) -> Self {
         self.max_pending_bytes = bytes;
@@ -116,86 +237,90 @@ impl ProducerBuilder {
         self
     }
 
-    /// Connects, and keeps connected from then on.
+    /// Connects, and keeps connected from then on. Of several nsqds, one connection is enough; those that fail at first
+    /// are tried further.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for options out of range, and what keeps the *first* connection from being made: later
-    /// ones are tried for ever.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for options out of range, and what keeps the *first* connection
+    /// from being made: later ones are tried for ever. Of several nsqds,
+    /// [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable) once each has failed, with one failure as its source.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the connection; nothing is left behind.
+    /// Dropping the future closes the connections; nothing is left behind.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn connect(self) -> Result<Producer> {
         let producer = self.spawn()?;
-        let mut link = producer.shared.link.clone();
-        let first = link.wait_for(|link| !matches!(link, Link::Connecting)).await;
-        match first.as_deref() {
-            Ok(Link::Connected) => Ok(producer.clone()),
-            Ok(Link::Lost(error)) => Err(error.clone()),
-            _ => Err(Error::new(
-                ErrorKind::Shutdown,
-                Step::Dial,
-                "the runtime is shutting down",
-            )),
+        match &producer.shared.lanes {
+            Lanes::One(lane) => lane.first_attempt().await?,
+            Lanes::Many(pool) => pool.first_attempts().await?,
         }
+        Ok(producer)
+    }
+
+    /// Begins to connect and returns at once. Publishes wait for a connection until their deadline;
+    /// [`Producer::ready`] waits for one without publishing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for options out of range.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn connect_lazily(self) -> Result<Producer> {
+        self.spawn()
     }
 
     fn spawn(self) -> Result<Producer> {
-        let address = self.validate()?;
-        let pipeline = Arc::new(Pipeline::new(Bounds {
-            messages: self.max_pending_messages,
-            bytes: self.max_pending_bytes,
-        }));
-        let (phase, phase_seen) = watch::channel(Phase::Running);
-        let (link, link_seen) = watch::channel(Link::Connecting);
+        let nsqds = self.validate()?;
+        let nodes = self.node_watch()?;
         let limits = Limits {
             msg_size: self.connection.max_msg_size,
             body_size: self.max_body_size,
             delay: self.max_req_timeout,
         };
-        let node = Node {
+        let options = LaneOptions {
             encoding: Encoding {
                 batching: self.batching,
                 max_body_size: self.max_body_size,
                 ping: ping_body(&self.connection),
             },
-            config: self.connection,
-            address: Arc::clone(&address),
-            pipeline: Arc::clone(&pipeline),
-            phase: phase_seen,
-            link,
+            connection: self.connection,
+            bounds: Bounds {
+                messages: self.max_pending_messages,
+                bytes: self.max_pending_bytes,
+            },
         };
-        tokio::spawn(node.run());
-        // A task of its own: the node's is woken thousands of times for each time that a deadline matters.
-        let (deadlines, mut end) = (Arc::clone(&pipeline), link_seen.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                () = deadlines.keep_deadlines() => {}
-                _ = ended(&mut end) => {}
+        let lanes = match &nsqds[..] {
+            // Nothing to choose, copy or repeat: the publish goes straight into the one pipeline.
+            [(only, _)] if nodes.is_none() && !self.policy.at_least_once => {
+                Lanes::One(Lane::only(Arc::clone(only), &options))
             }
-        });
+            several => {
+                let pool = Arc::new(Pool::new(self.policy, options));
+                for (address, place) in several {
+                    pool.add(address, place.clone(), true);
+                }
+                if let Some(nodes) = nodes {
+                    pool.follow(nodes);
+                }
+                Lanes::Many(pool)
+            }
+        };
         Ok(Producer {
-            shared: Arc::new(Shared {
-                address,
-                pipeline,
-                limits,
-                phase,
-                link: link_seen,
-            }),
+            shared: Arc::new(Shared { lanes, limits }),
             publish_timeout: self.publish_timeout,
         })
     }
 
-    fn validate(&self) -> Result<Arc<str>> {
+    /// Checks the options. Returns the nsqds, each once.
+    fn validate(&self) -> Result<Vec<(Arc<str>, Place)>> {
         // What tokio's semaphores can count, also on 32-bit systems.
         const MOST: u32 = 1 << 29;
         self.connection.validate()?;
-        let Some(nsqd) = &self.nsqd else {
+        if self.nsqds.is_empty() && self.lookupds.is_empty() {
             return Err(Error::option("nsqd", "not set", "host:port, such as 127.0.0.1:4150"));
-        };
+        }
         for (name, value) in [
             ("max_pending_messages", self.max_pending_messages),
             ("max_pending_bytes", self.max_pending_bytes),
@@ -214,18 +339,62 @@ impl ProducerBuilder {
         if self.publish_timeout.is_zero() {
             return Err(Error::option("publish_timeout", "0", "more than zero"));
         }
-        address::parse("nsqd", nsqd)
+        let nsqds = self.distinct_nsqds()?;
+        self.check_copies(nsqds.len())?;
+        Ok(nsqds)
+    }
+
+    fn node_watch(&self) -> Result<Option<NodeWatch>> {
+        if self.lookupds.is_empty() {
+            return Ok(None);
+        }
+        let connector = Arc::clone(&self.connection.connector);
+        NodeWatch::watch(&self.lookupds, connector, &self.discovery, fastrand::u64(..)).map(Some)
+    }
+
+    fn distinct_nsqds(&self) -> Result<Vec<(Arc<str>, Place)>> {
+        let mut nsqds: Vec<(Arc<str>, Place)> = Vec::new();
+        for (address, place) in &self.nsqds {
+            let address = address::parse("nsqd", address)?;
+            // Two copies at the same nsqd would be lost with it.
+            match nsqds.iter_mut().find(|(known, _)| *known == address) {
+                Some((_, known)) if *place != Place::default() => known.clone_from(place),
+                Some(_) => {}
+                None => nsqds.push((address, place.clone())),
+            }
+        }
+        Ok(nsqds)
+    }
+
+    fn check_copies(&self, nsqds: usize) -> Result<()> {
+        let copies = &self.policy.copies;
+        // How many will be discovered is not known.
+        let (most, what) = match self.lookupds.len() {
+            0 => (nsqds, "the number of nsqds, which is "),
+            _ => (1_000, ""),
+        };
+        if !(1..=most).contains(&copies.count) {
+            let allowed = format!("1 to {what}{most}");
+            return Err(Error::option("copies", copies.count, &allowed));
+        }
+        if let Some(quorum) = copies.quorum.filter(|quorum| !(1..=copies.count).contains(quorum)) {
+            let allowed = format!("1 to the number of copies, which is {}", copies.count);
+            return Err(Error::option("quorum", quorum, &allowed));
+        }
+        Ok(())
     }
 }
 
-/// The IDENTIFY that serves as a ping: the names of the first one, since nsqd overwrites them, and nothing that would
-/// negotiate anew.
+/// The IDENTIFY that serves as a ping: what the first one said of the client, since nsqd overwrites it, and nothing that
+/// would negotiate anew.
 fn ping_body(connection: &ConnectionConfig) -> Vec<u8> {
     let identity = connection.identify();
     IdentifyRequest {
         client_id: identity.client_id,
         hostname: identity.hostname,
         user_agent: identity.user_agent,
+        topology_region: identity.topology_region,
+        topology_zone: identity.topology_zone,
         ..IdentifyRequest::default()
     }
     .to_json()

@@ -5,11 +5,16 @@
 //!    ▲                      │                    │ batch: PUB, MPUB, DPUB
 //!    └────── outcome ───────┘ ◀──── resolve ─────┘ answers, in order
 //! ```
+//!
+//! That is the way with one nsqd, a [`Lane`]. With several, with copies or with repetitions a [`Pool`] stands between the
+//! producer and the pipelines of its lanes.
 
 mod batch;
 mod builder;
+mod lane;
 mod node;
 mod pipeline;
+mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -18,21 +23,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 pub use self::builder::ProducerBuilder;
-use self::node::{Link, Phase};
-use self::pipeline::{Payload, Pipeline};
-use crate::error::{Error, ErrorKind, Result, Step};
+use self::lane::{Lane, SHUT_DOWN};
+use self::pipeline::Payload;
+use self::pool::{Pool, not_ready};
+pub use self::pool::{RoutedMessage, RoutedNsqd, Router, Routing};
+use crate::error::{Error, Result};
 use crate::name::Topic;
 use crate::protocol::command;
 
-/// Publishes messages to one nsqd.
+/// Publishes messages to one nsqd or to several.
 ///
-/// A producer is a handle: cheap to clone, to be used from many tasks at once. All clones share one connection, on
-/// which many publishes are on their way at the same time. It is made again whenever it is lost, for ever, with delays
-/// from 100 ms to 60 s.
+/// A producer is a handle: cheap to clone, to be used from many tasks at once. All clones share one connection to each
+/// nsqd, on which many publishes are on their way at the same time. It is made again whenever it is lost, for ever, with
+/// delays from 100 ms to 60 s.
 ///
 /// # What a publish tells
 /// `Ok` means that nsqd has answered OK for that message. An error is one of four kinds
@@ -40,6 +46,33 @@ use crate::protocol::command;
 /// retry) and *unknown* (sent and never answered: the message may be in the queue). Each publish ends within its
 /// deadline, 30 s by default ([`with_publish_timeout`](Self::with_publish_timeout)), whatever happens to the
 /// connection. While there is no connection, publishes wait for one until their deadline.
+///
+/// # Several nsqds
+/// Given by address ([`nsqd`](ProducerBuilder::nsqd)) or found through nsqlookupd ([`lookupd`](ProducerBuilder::lookupd)),
+/// one of those that have a connection is chosen for each publish ([`Routing`]). What could not be sent to one goes to
+/// another at once; only while none has a connection do publishes wait. What was sent and not answered is *unknown* as
+/// ever, unless the producer may repeat it ([`at_least_once`](ProducerBuilder::at_least_once)). nsqds do not replicate:
+/// to survive the loss of one with its disk, send each message to several ([`copies`](ProducerBuilder::copies)). The
+/// messages of a topic are in order at each nsqd only.
+///
+/// ```
+/// use async_nsq::{Producer, Routing, test_server::Nsqd};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (first, second, third) = (Nsqd::start().await?, Nsqd::start().await?, Nsqd::start().await?);
+/// let producer = Producer::builder()
+///     .nsqd(first.address())
+///     .nsqd(second.address())
+///     .nsqd(third.address())
+///     .routing(Routing::least_loaded())
+///     .copies(2)
+///     .connect()
+///     .await?;
+/// producer.publish("orders", r#"{"id":1}"#).await?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Batching
 /// Publishes to one topic that wait at the same moment leave as one MPUB, without any added delay; each caller gets
@@ -66,13 +99,19 @@ pub struct Producer {
     publish_timeout: Duration,
 }
 
-/// What all clones share. Dropped with the last of them, which is how the node learns that they are gone.
+/// What all clones share. Dropped with the last of them, which is how the lanes learn that they are gone.
 struct Shared {
-    address: Arc<str>,
-    pipeline: Arc<Pipeline>,
+    lanes: Lanes,
     limits: Limits,
-    phase: watch::Sender<Phase>,
-    link: watch::Receiver<Link>,
+}
+
+/// Where publishes go.
+enum Lanes {
+    /// To the only nsqd, straight into its pipeline: nothing is chosen, copied or repeated. What everybody pays for each
+    /// publish is paid here, so nothing else belongs on this path.
+    One(Lane),
+    /// To nsqds that a pool chooses.
+    Many(Arc<Pool>),
 }
 
 /// What nsqd would refuse, refused here.
@@ -132,7 +171,8 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropping the future before the message was handed to the connection takes it back; after that it is published
-    /// and its answer ignored. Other publishes are not affected.
+    /// and its answer ignored. With [`copies`](ProducerBuilder::copies), those that wait at an nsqd are published, too. Other
+    /// publishes are not affected.
     pub async fn publish<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
     where
         T: TryInto<Topic>,
@@ -218,7 +258,8 @@ impl Producer {
         self.submit(Some(topic), Payload::Deferred { delay, body }).await
     }
 
-    /// Goes to nsqd and back: `Ok` means that nsqd has read and answered everything sent before.
+    /// Goes to nsqd and back: `Ok` means that nsqd has read and answered everything sent before. Of several nsqds, each that
+    /// has a connection is asked.
     ///
     /// NSQ has no command for this. nsqd answers an IDENTIFY that repeats the first one's names, and it does so in
     /// order with publishes; it also logs a line for it, so this is a check and not something to call in a loop.
@@ -255,35 +296,68 @@ impl Producer {
         }
     }
 
-    /// The address of the nsqd, as configured.
+    /// The addresses of the nsqds, as configured or discovered.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.shared.address
+    pub fn nsqds(&self) -> Vec<Arc<str>> {
+        match &self.shared.lanes {
+            Lanes::One(lane) => vec![Arc::clone(&lane.address)],
+            Lanes::Many(pool) => pool.lanes().iter().map(|lane| Arc::clone(&lane.address)).collect(),
+        }
     }
 
-    /// Whether there is a connection at this moment.
+    /// Whether there is a connection, to any nsqd, at this moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        matches!(*self.shared.link.borrow(), Link::Connected)
+        match &self.shared.lanes {
+            Lanes::One(lane) => lane.is_connected(),
+            Lanes::Many(pool) => pool.is_connected(),
+        }
+    }
+
+    /// Waits until there is a connection to any nsqd.
+    ///
+    /// The producer goes on trying whatever this returns; it is for a service that wants to know, at its start, that its
+    /// addresses are right.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable) once `deadline` has passed without a connection, with a
+    /// failure as its source, unless all first answers are still on their way;
+    /// [`ErrorKind::Shutdown`](crate::ErrorKind::Shutdown) if the producer has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn ready(&self, deadline: Duration) -> Result<()> {
+        match &self.shared.lanes {
+            Lanes::One(lane) => match timeout(deadline, lane.connected()).await {
+                Ok(connected) => connected,
+                Err(_elapsed) => Err(not_ready(&[lane], None, Some(deadline))),
+            },
+            Lanes::Many(pool) => pool.ready(deadline).await,
+        }
     }
 
     /// Ends the producer: accepts nothing more, sends what is pending, waits for the answers, and closes the
     /// connection, all within `deadline`. What is not resolved by then is resolved as *not sent* or *unknown*.
+    ///
+    /// With several nsqds, what is counted is what was left at each of them, so that each copy of a message counts.
     ///
     /// It ends all clones. A second call waits for the first one's end.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the producer ending: it accepts nothing more and goes on with what is pending.
     pub async fn shutdown(&self, deadline: Duration) -> ProducerReport {
-        self.shared.drain();
-        let mut link = self.shared.link.clone();
-        let drained = timeout(deadline, ended(&mut link)).await;
-        let leftover = match drained {
-            Ok(leftover) => leftover,
-            Err(_elapsed) => {
-                self.shared.phase.send_replace(Phase::Stopping);
-                ended(&mut link).await
+        let leftover = match &self.shared.lanes {
+            Lanes::One(lane) => {
+                lane.drain(SHUT_DOWN);
+                match timeout(deadline, lane.ended()).await {
+                    Ok(leftover) => leftover,
+                    Err(_elapsed) => {
+                        lane.stop();
+                        lane.ended().await
+                    }
+                }
             }
+            Lanes::Many(pool) => pool.shutdown(deadline).await,
         };
         ProducerReport {
             not_sent: leftover.not_sent,
@@ -297,8 +371,21 @@ impl Producer {
         let deadline = now
             .checked_add(self.publish_timeout)
             .unwrap_or(now + Duration::from_secs(100 * 365 * 86_400));
-        let submitted = self.shared.pipeline.submit(topic, payload, deadline);
-        async { submitted.await.map_err(|error| error.at(&self.shared.address)) }
+        let submitted = match &self.shared.lanes {
+            Lanes::One(lane) => Ok((lane.pipeline.submit(topic, payload, deadline), &lane.address)),
+            Lanes::Many(pool) => Err(Box::pin(async move {
+                match topic {
+                    Some(topic) => pool.publish(topic, payload, deadline).await,
+                    None => pool.ping(deadline).await,
+                }
+            })),
+        };
+        async {
+            match submitted {
+                Ok((one, address)) => one.await.map_err(|error| error.at(address)),
+                Err(many) => many.await,
+            }
+        }
     }
 
     fn check_body(&self, body: &Bytes) -> Result<()> {
@@ -316,40 +403,11 @@ impl Producer {
     }
 }
 
-impl Shared {
-    fn drain(&self) {
-        self.pipeline.close(Error::new(
-            ErrorKind::NotSent,
-            Step::Publish,
-            "the producer has been shut down",
-        ));
-        self.phase.send_if_modified(|phase| {
-            let first = *phase == Phase::Running;
-            *phase = (*phase).max(Phase::Draining);
-            first
-        });
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.drain();
-    }
-}
-
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Producer")
-            .field("nsqd", &self.shared.address)
+            .field("nsqds", &self.nsqds())
             .field("connected", &self.is_connected())
             .finish_non_exhaustive()
-    }
-}
-
-async fn ended(link: &mut watch::Receiver<Link>) -> node::Leftover {
-    match link.wait_for(|link| matches!(link, Link::Ended(_))).await.as_deref() {
-        Ok(Link::Ended(leftover)) => *leftover,
-        // The task is gone with its runtime.
-        _ => node::Leftover::default(),
     }
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::batch::{Encoding, Turns};
@@ -59,6 +59,19 @@ pub(super) struct Node {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) link: watch::Sender<Link>,
+    /// What a pool is told.
+    pub(super) notices: Option<Notices>,
+    /// There is reason to believe that an attempt would succeed now.
+    pub(super) dial_soon: Arc<Notify>,
+}
+
+/// What the lanes of a pool have to tell, without saying which of them.
+#[derive(Clone, Debug)]
+pub(super) struct Notices {
+    /// A connection was made, for those who wait until any nsqd has one; or nothing is to be waited for any more.
+    pub(super) up: watch::Sender<()>,
+    /// A connection was lost.
+    pub(super) lost: watch::Sender<()>,
 }
 
 impl Drop for Node {
@@ -97,7 +110,12 @@ impl Node {
                     match end {
                         // The role has finished: nothing is pending.
                         Ok(()) => break,
-                        Err(error) => error,
+                        Err(error) => {
+                            if let Some(notices) = &self.notices {
+                                notices.lost.send_replace(());
+                            }
+                            error
+                        }
                     }
                 }
                 Err(error) => error,
@@ -109,11 +127,13 @@ impl Node {
             tracing::warn!(
                 nsqd = %self.address, error = &error as &dyn StdError, retry_in = ?delay, "producer is not connected"
             );
-            self.pipeline.set_unreachable(Some(error.clone()));
-            self.link.send_replace(Link::Lost(error));
+            // In this order: in a pool the second has publishes look for another nsqd than this one.
+            self.link.send_replace(Link::Lost(error.clone()));
+            self.pipeline.set_unreachable(Some(error));
             tokio::select! {
                 biased;
                 () = over(&mut phase, &self.pipeline) => {}
+                () = self.dial_soon.notified() => {}
                 () = sleep(delay) => {}
             }
         }
@@ -134,6 +154,9 @@ impl Node {
         tracing::info!(nsqd = %self.address, "producer connected");
         self.pipeline.set_unreachable(None);
         self.link.send_replace(Link::Connected);
+        if let Some(notices) = &self.notices {
+            notices.up.send_replace(());
+        }
         let role = PublishRole::new(Arc::clone(&self.pipeline), self.encoding.clone());
         let mut driver = Driver::new(connection, role);
         let end = tokio::select! {

@@ -92,6 +92,24 @@ struct Slot {
     referred: bool,
     /// The caller has its outcome or is gone: whoever lets go of the entry frees the slot.
     abandoned: bool,
+    /// What waits is sent although its caller has left.
+    stays: bool,
+}
+
+/// How a publish differs from the usual one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Manner {
+    /// Not to be joined with others: it may have been in a batch that another nsqd has refused.
+    pub(super) alone: bool,
+    /// It is sent once it is in the queue, even if its caller leaves before.
+    pub(super) stays: bool,
+}
+
+/// How full a pipeline is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub(super) messages: usize,
+    pub(super) has_room: bool,
 }
 
 /// How much may be pending.
@@ -105,6 +123,8 @@ pub(super) struct Bounds {
 pub(super) struct Pipeline {
     state: Mutex<State>,
     bounds: Bounds,
+    /// Whether publishes can go elsewhere, so that none waits for a connection here.
+    in_pool: bool,
     // Permits for what is pending. They are taken before an entry is made and given back when its command is
     // resolved or its place given up, so that memory is bounded by them (P5).
     messages: Semaphore,
@@ -136,6 +156,8 @@ struct State {
     timer: Option<Instant>,
     /// Why there is no connection at the moment.
     unreachable: Option<Error>,
+    /// In a pool without a connection, so nothing is accepted.
+    turns_away: bool,
     /// Set once no further publish is accepted.
     closed: Option<Error>,
 }
@@ -157,10 +179,29 @@ impl Pipeline {
         Self {
             state: Mutex::default(),
             bounds,
+            in_pool: false,
             messages: Semaphore::new(bounds.messages as usize),
             bytes: Semaphore::new(bounds.bytes as usize),
             turnstile: Semaphore::new(1),
             in_line: AtomicUsize::new(0),
+        }
+    }
+
+    /// A pipeline that keeps nothing waiting while there is no connection: whatever waits is *not sent* at once, so that
+    /// it can go elsewhere.
+    pub(super) fn in_pool(bounds: Bounds) -> Self {
+        let mut pipeline = Self::new(bounds);
+        pipeline.in_pool = true;
+        pipeline.lock().turns_away = true;
+        pipeline
+    }
+
+    /// Taken without the lock, so it is a moment old.
+    pub(super) fn load(&self) -> Load {
+        let free = self.messages.available_permits();
+        Load {
+            messages: (self.bounds.messages as usize).saturating_sub(free),
+            has_room: free > 0 && self.bytes.available_permits() > 0 && self.in_line.load(Ordering::Relaxed) == 0,
         }
     }
 
@@ -183,13 +224,24 @@ impl Pipeline {
         payload: Payload,
         deadline: Instant,
     ) -> impl Future<Output = Result<()>> + Send + '_ {
+        self.submit_as(Manner::default(), topic, payload, deadline)
+    }
+
+    /// As [`submit`](Self::submit), in another manner than the usual.
+    pub(super) fn submit_as(
+        &self,
+        manner: Manner,
+        topic: Option<Topic>,
+        payload: Payload,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<()>> + Send + '_ {
         let cost = self.cost_of(&payload);
         let queued = if self.try_reserve(cost) {
-            Ok(self.enqueue_reserved(topic, payload, deadline, cost))
+            Ok(self.enqueue_reserved(manner, topic, payload, deadline, cost))
         } else {
             Err(Box::pin(async move {
                 let _in_line = self.reserve(cost, deadline, payload.step()).await?;
-                self.enqueue_reserved(topic, payload, deadline, cost)
+                self.enqueue_reserved(manner, topic, payload, deadline, cost)
             }))
         };
         async move {
@@ -242,22 +294,32 @@ impl Pipeline {
     /// Queues a publish whose cost is reserved.
     fn enqueue_reserved(
         &self,
+        manner: Manner,
         topic: Option<Topic>,
         payload: Payload,
         deadline: Instant,
         cost: Cost,
     ) -> Result<Pending<'_>> {
-        let accepted = self.enqueue(topic, payload, deadline);
+        let accepted = self.enqueue(manner, topic, payload, deadline);
         if accepted.is_err() {
             self.release(cost);
         }
         accepted
     }
 
-    fn enqueue(&self, topic: Option<Topic>, payload: Payload, deadline: Instant) -> Result<Pending<'_>> {
+    fn enqueue(
+        &self,
+        manner: Manner,
+        topic: Option<Topic>,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<Pending<'_>> {
         let mut state = self.lock();
         if let Some(closed) = &state.closed {
             return Err(closed.clone());
+        }
+        if state.turns_away {
+            return Err(state.not_sent(payload.step(), "there is no connection to it"));
         }
         let seq = state.next_seq;
         state.next_seq += 1;
@@ -269,12 +331,13 @@ impl Pipeline {
             waker: None,
             referred: true,
             abandoned: false,
+            stays: manner.stays,
         });
         state.queue.push_back(Entry {
             seq,
             slot,
             group: 0,
-            alone: false,
+            alone: manner.alone,
             topic,
             payload,
         });
@@ -422,8 +485,16 @@ impl Pipeline {
     }
 
     /// Tells why there is no connection, or that there is one, for the errors of those who wait meanwhile.
+    ///
+    /// In a pool, what waits is *not sent* with the connection, and so is what comes until there is another one.
     pub(super) fn set_unreachable(&self, error: Option<Error>) {
-        self.lock().unreachable = error;
+        let mut state = self.lock();
+        state.turns_away = self.in_pool && error.is_some();
+        state.unreachable = error;
+        if state.turns_away {
+            drop(state);
+            self.fail_waiting("the connection was lost before it could be sent");
+        }
     }
 
     /// Resolves everything that waits as not sent. Returns how many that were.
@@ -584,7 +655,7 @@ impl Pipeline {
         let mut state = self.lock();
         let left = &state.slots[slot];
         let mut cost = Cost::default();
-        if left.outcome.is_none() && left.seq >= state.first_waiting {
+        if left.outcome.is_none() && left.seq >= state.first_waiting && !left.stays {
             cost.add(self.cost_of(&state.remove_waiting(slot)));
         }
         let unused = state.let_go(slot);

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Producer;
+use super::{Lanes, Producer};
 use crate::config::ConnectionConfig;
 use crate::error::{ErrorKind, Result};
 use crate::protocol::{ErrorCode, Frame, encode_frame};
@@ -428,7 +428,7 @@ impl World {
     }
 
     fn is_quiet(&self) -> bool {
-        self.calls.iter().all(|call| call.task.is_finished()) && self.producer.shared.pipeline.is_empty()
+        self.calls.iter().all(|call| call.task.is_finished()) && self.producer.pipeline().is_empty()
     }
 
     async fn finish(&mut self, finish: Finish) {
@@ -438,7 +438,7 @@ impl World {
                 while !self.is_quiet() {
                     self.nsqd.serve().await;
                 }
-                self.producer.shared.pipeline.assert_nothing_is_left();
+                self.producer.pipeline().assert_nothing_is_left();
                 // And it still works.
                 self.publish(Kind::Many(8), "a", 900, Duration::from_secs(600), false);
                 while !self.is_quiet() {
@@ -472,7 +472,7 @@ impl World {
             self.calls.iter().all(|call| call.task.is_finished()),
             "a publish has not resolved"
         );
-        self.producer.shared.pipeline.assert_nothing_is_left();
+        self.producer.pipeline().assert_nothing_is_left();
         assert_eq!(
             self.late.load(Ordering::Relaxed),
             0,
@@ -580,4 +580,13 @@ fn p3_p4_random_lives_resolve_each_publish_once_and_truthfully() {
 fn a_producer_is_to_be_shared() {
     fn shared<T: Clone + Send + Sync + 'static>() {}
     shared::<Producer>();
+}
+
+impl Producer {
+    fn pipeline(&self) -> &super::pipeline::Pipeline {
+        match &self.shared.lanes {
+            Lanes::One(lane) => &lane.pipeline,
+            Lanes::Many(_) => panic!("a pool has several"),
+        }
+    }
 }

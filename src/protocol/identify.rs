@@ -46,6 +46,12 @@ pub struct IdentifyRequest {
     /// The percentage of messages to deliver, 1 to 99; the others are dropped from the channel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_rate: Option<i64>,
+    /// The region in which the client runs. nsqd up to 1.3.0 ignores it, and the zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology_region: Option<String>,
+    /// The zone within the region in which the client runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology_zone: Option<String>,
 }
 
 impl IdentifyRequest {

@@ -1,4 +1,4 @@
-//! nsqlookupd's answers to `/lookup` and `/topics`.
+//! nsqlookupd's answers to `/lookup`, `/topics` and `/nodes`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -38,6 +38,12 @@ pub struct LookupProducer {
     /// The nsqd's version.
     #[serde(default)]
     pub version: String,
+    /// The region in which the nsqd runs, if it says so. nsqd and nsqlookupd up to 1.3.0 do not.
+    #[serde(default, deserialize_with = "said")]
+    pub topology_region: Option<String>,
+    /// The zone within the region in which the nsqd runs, if it says so.
+    #[serde(default, deserialize_with = "said")]
+    pub topology_zone: Option<String>,
 }
 
 impl LookupProducer {
@@ -72,6 +78,36 @@ impl LookupProducer {
 pub fn parse_lookup(body: &[u8]) -> Result<Lookup, LookupError> {
     let answer = unwrap(body, |answer| answer.producers.is_some())?;
     answer.read()
+}
+
+/// The nsqds that nsqlookupd knows: its answer to `/nodes`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LookupNodes {
+    /// The nsqds, whatever topics they have, and also if they have none.
+    pub nodes: Vec<LookupProducer>,
+    /// How many entries of the answer could not be understood and are left out of `nodes`.
+    pub malformed: usize,
+}
+
+/// Reads the body of nsqlookupd's answer to `/nodes`, in either form, as [`parse_lookup`] does. Each nsqd's topics and
+/// tombstones, which are in the answer as well, are left out.
+///
+/// ```
+/// use async_nsq::protocol::parse_nodes;
+///
+/// let body = br#"{"producers":[{"broadcast_address":"a","tcp_port":4150,"tombstones":[false],"topics":["orders"]}]}"#;
+/// assert_eq!(parse_nodes(body)?.nodes[0].tcp_address(), "a:4150");
+/// # Ok::<(), async_nsq::protocol::LookupError>(())
+/// ```
+///
+/// # Errors
+/// [`LookupError`] if the body is not JSON, not an object with a list of producers, or an old envelope that reports a
+/// failure.
+pub fn parse_nodes(body: &[u8]) -> Result<LookupNodes, LookupError> {
+    let answer = unwrap(body, |answer| answer.producers.is_some())?;
+    let (nodes, malformed) = answer.read_producers()?;
+    Ok(LookupNodes { nodes, malformed })
 }
 
 /// The topics that nsqlookupd knows: its answer to `/topics`.
@@ -141,24 +177,37 @@ struct Answer<'a> {
 
 impl Answer<'_> {
     fn read(self) -> Result<Lookup, LookupError> {
-        let mut lookup = Lookup::default();
-        let Some(producers) = self.producers else {
-            return Err(LookupError::Shape);
+        let (producers, malformed) = self.read_producers()?;
+        let mut lookup = Lookup {
+            channels: Vec::new(),
+            producers,
+            malformed,
         };
-        for entry in entries(producers)? {
-            match serde_json::from_str::<LookupProducer>(entry.get()) {
-                Ok(producer) if !producer.broadcast_address.is_empty() && producer.tcp_port != 0 => {
-                    lookup.producers.push(producer);
-                }
-                _ => lookup.malformed += 1,
-            }
-        }
         if let Some(channels) = self.channels {
             let names = entries(channels)?.into_iter();
             lookup.channels = names.filter_map(|name| serde_json::from_str(name.get()).ok()).collect();
         }
         Ok(lookup)
     }
+
+    /// The nsqds, and how many entries are none.
+    fn read_producers(&self) -> Result<(Vec<LookupProducer>, usize), LookupError> {
+        let entries = entries(self.producers.ok_or(LookupError::Shape)?)?;
+        let total = entries.len();
+        let read = entries.into_iter().filter_map(|entry| {
+            let producer = serde_json::from_str::<LookupProducer>(entry.get()).ok()?;
+            (!producer.broadcast_address.is_empty() && producer.tcp_port != 0).then_some(producer)
+        });
+        let producers: Vec<_> = read.collect();
+        let malformed = total - producers.len();
+        Ok((producers, malformed))
+    }
+}
+
+/// Go writes a string that was never set as an empty one.
+fn said<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(value)?;
+    Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// Keeps `null` apart from a field that is not there.
@@ -246,6 +295,42 @@ mod tests {
         let lookup = parse_lookup(body).unwrap();
         assert_eq!(lookup.malformed, 3);
         assert_eq!(lookup.producers.len(), 1);
+    }
+
+    #[test]
+    fn nodes_are_read_in_both_forms_and_one_bad_entry_hides_no_other() {
+        // As nsqlookupd 1.3.0 writes it; a later one adds where the nsqd runs.
+        let body = r#"{"producers":[
+            {"remote_address":"10.0.0.9:50000","hostname":"h","broadcast_address":"a","tcp_port":4150,"http_port":4151,"version":"1.3.0","tombstones":[false,true],"topics":["x","y"]},
+            {"remote_address":"10.0.0.9:50001","hostname":"h","broadcast_address":"b","tcp_port":4150,"http_port":4151,"version":"1.3.1","tombstones":[],"topics":null,"topology_zone":"z1","topology_region":"r1"},
+            {"broadcast_address":"c","tcp_port":4150,"topology_zone":"","topology_region":null},
+            {"broadcast_address":"","tcp_port":4150},
+            {"broadcast_address":"d","tcp_port":4150,"topology_zone":7}]}"#;
+        let bare = parse_nodes(body.as_bytes()).unwrap();
+        let addresses: Vec<_> = bare.nodes.iter().map(LookupProducer::tcp_address).collect();
+        assert_eq!(addresses, ["a:4150", "b:4150", "c:4150"]);
+        assert_eq!(bare.malformed, 2);
+        let topology = |n: usize| {
+            (
+                bare.nodes[n].topology_region.as_deref(),
+                bare.nodes[n].topology_zone.as_deref(),
+            )
+        };
+        assert_eq!(topology(0), (None, None));
+        assert_eq!(topology(1), (Some("r1"), Some("z1")));
+        assert_eq!(topology(2), (None, None), "what is empty is not said");
+        let old = format!(r#"{{"status_code":200,"status_txt":"OK","data":{body}}}"#);
+        assert_eq!(parse_nodes(old.as_bytes()).unwrap(), bare);
+        for empty in [&br#"{"producers":[]}"#[..], br#"{"producers":null}"#] {
+            assert_eq!(parse_nodes(empty).unwrap(), LookupNodes::default());
+        }
+        for other in [
+            &br#"{"topics":[]}"#[..],
+            br#"{"producers":{}}"#,
+            br#"{"status_code":200,"data":{}}"#,
+        ] {
+            assert!(matches!(parse_nodes(other), Err(LookupError::Shape)));
+        }
     }
 
     #[test]

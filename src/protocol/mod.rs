@@ -11,7 +11,7 @@
 //! | [`CommandParser`] | bytes from a client to [`Command`]s |
 //! | [`IdentifyRequest`], [`IdentifyResponse`] | the negotiation's JSON |
 //! | [`ErrorCode`] | what an error frame means for the connection |
-//! | [`parse_lookup`], [`parse_topics`] | nsqlookupd's JSON, current and pre-1.0 |
+//! | [`parse_lookup`], [`parse_topics`], [`parse_nodes`] | nsqlookupd's JSON, current and pre-1.0 |
 //!
 //! This is the low-level layer; services use [`Producer`](crate::Producer) and [`Consumer`](crate::Consumer).
 
@@ -28,7 +28,9 @@ mod shown;
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
 pub use identify::{IdentifyError, IdentifyRequest, IdentifyResponse};
-pub use lookup::{Lookup, LookupError, LookupProducer, LookupTopics, parse_lookup, parse_topics};
+pub use lookup::{
+    Lookup, LookupError, LookupNodes, LookupProducer, LookupTopics, parse_lookup, parse_nodes, parse_topics,
+};
 pub use message::{Message, MessageId};
 pub use parse::{
     Command, CommandBody, CommandError, CommandHead, CommandLimits, CommandLine, CommandName, CommandParser,

@@ -11,6 +11,7 @@ mod harness;
 mod identify_again;
 mod keep_alive;
 mod mixed;
+mod nodes;
 mod publishing;
 mod tap;
 mod topology;

@@ -210,7 +210,9 @@ async fn p6_the_callers_own_batch_is_refused_as_a_whole() {
 #[tokio::test(start_paused = true)]
 async fn ping_is_a_round_trip_behind_what_was_published() {
     let mut nsqd = ScriptedNsqd::start();
-    let builder = nsqd.producer().connection(nsqd.connection().client_id("billing-7"));
+    let builder = nsqd
+        .producer()
+        .connection(nsqd.connection().client_id("billing-7").topology("eu", "b"));
     let (producer, mut peer) = nsqd.connect_with(builder).await;
     let before = publish(&producer, "a", "before");
     let ping = tokio::spawn({
@@ -224,6 +226,8 @@ async fn ping_is_a_round_trip_behind_what_was_published() {
     };
     let identity: serde_json::Value = serde_json::from_slice(&identity).unwrap();
     assert_eq!(identity["client_id"], "billing-7");
+    // nsqd overwrites it, too.
+    assert_eq!([&identity["topology_region"], &identity["topology_zone"]], ["eu", "b"]);
     assert_eq!(identity["feature_negotiation"], false);
     assert_eq!(peer.command().await, Command::publish("b", "after"));
     peer.ok().await;

@@ -11,6 +11,7 @@ mod cancellation;
 mod endings;
 mod link;
 mod outcomes;
+mod pool;
 
 use std::error::Error as _;
 use std::future::{Future, poll_fn};

@@ -252,7 +252,7 @@ async fn assert_unknown(producer: &Producer, published: tokio::task::JoinHandle<
     let error = published.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unknown, "{error}");
     assert!(error.is_ambiguous() && !error.is_retryable());
-    assert_eq!(error.address(), Some(producer.address()));
+    assert_eq!(error.address(), Some(&*producer.nsqds()[0]));
     error
 }
 

@@ -1,0 +1,178 @@
+//! The nsqds of a pool: they come, go, and have a connection or not.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::super::lane::Lane;
+use super::Pool;
+use super::routing::{RoutedMessage, RoutedNsqd};
+use crate::error::{Error, ErrorKind, Result, Step};
+
+/// Where an nsqd stands, if that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::producer) struct Place {
+    pub(in crate::producer) region: Option<Arc<str>>,
+    pub(in crate::producer) zone: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// Copied on each change, so that a publish holds no lock while it looks at them.
+    present: Arc<[Member]>,
+    /// Removed, with something still pending there.
+    leaving: Vec<Arc<Lane>>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    lane: Arc<Lane>,
+    place: Place,
+    /// Given by address: it stays, whatever nsqlookupd says.
+    pinned: bool,
+}
+
+impl Member {
+    fn facts(&self) -> RoutedNsqd<'_> {
+        let load = self.lane.load();
+        let mut facts = RoutedNsqd::new(&self.lane.address);
+        facts.region = self.place.region.as_deref();
+        facts.zone = self.place.zone.as_deref();
+        facts.pending_messages = load.messages;
+        facts.has_room = load.has_room;
+        facts
+    }
+}
+
+impl Pool {
+    fn present(&self) -> Arc<[Member]> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&members.present)
+    }
+
+    pub(in crate::producer) fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.present().iter().map(|member| Arc::clone(&member.lane)).collect()
+    }
+
+    /// The lanes, and those that were removed and have not ended yet.
+    pub(super) fn all_lanes(&self) -> Vec<Arc<Lane>> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let present = members.present.iter().map(|member| &member.lane);
+        present.chain(&members.leaving).map(Arc::clone).collect()
+    }
+
+    pub(in crate::producer) fn is_connected(&self) -> bool {
+        self.present().iter().any(|member| member.lane.is_connected())
+    }
+
+    pub(super) fn connected(&self) -> Vec<Arc<Lane>> {
+        let mut lanes = self.lanes();
+        lanes.retain(|lane| lane.is_connected());
+        lanes
+    }
+
+    /// Adds an nsqd and begins to connect to it. One that is there already stays, in its newly told place.
+    pub(in crate::producer) fn add(&self, address: &Arc<str>, place: Place, pinned: bool) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        // Asked under the lock: whoever closes the gate looks at the members after that.
+        if self.gate.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut present = members.present.to_vec();
+        if let Some(known) = present.iter_mut().find(|member| member.lane.address == *address) {
+            known.pinned |= pinned;
+            if place != Place::default() {
+                known.place = place;
+            }
+        } else {
+            let lane = Lane::in_pool(Arc::clone(address), &self.options, self.notices.clone());
+            let lane = Arc::new(lane);
+            present.push(Member { lane, place, pinned });
+        }
+        members.present = present.into();
+        members.leaving.retain(|lane| !lane.has_ended());
+    }
+
+    /// Removes an nsqd that was not given by address. What is pending there is still sent; what cannot be, goes elsewhere.
+    pub(in crate::producer) fn remove(&self, address: &str) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        let (gone, present): (Vec<_>, Vec<_>) = members
+            .present
+            .iter()
+            .cloned()
+            .partition(|member| !member.pinned && *member.lane.address == *address);
+        members.present = present.into();
+        members.leaving.retain(|lane| !lane.has_ended());
+        for member in gone {
+            member.lane.drain("the nsqd is not announced any more");
+            members.leaving.push(member.lane);
+        }
+    }
+
+    /// Up to `most` nsqds with a connection for a message, the best first.
+    pub(super) fn choose(
+        &self,
+        message: &RoutedMessage<'_>,
+        most: usize,
+        is_ruled_out: impl Fn(&Arc<Lane>) -> bool,
+    ) -> Vec<Arc<Lane>> {
+        let present = self.present();
+        let free: Vec<&Member> = present
+            .iter()
+            .filter(|member| member.lane.is_connected() && !is_ruled_out(&member.lane))
+            .collect();
+        let facts: Vec<RoutedNsqd<'_>> = free.iter().map(|member| member.facts()).collect();
+        let order = self.policy.routing.order(message, &facts);
+        let chosen = order.into_iter().take(most);
+        chosen.map(|nsqd| Arc::clone(&free[nsqd].lane)).collect()
+    }
+
+    /// Waits until one of the nsqds has a connection, or all that are known after one round of discovery have failed once.
+    pub(in crate::producer) async fn first_attempts(&self) -> Result<()> {
+        let mut up = self.notices.up.subscribe();
+        let connected = async { while !self.is_connected() && up.changed().await.is_ok() {} };
+        let attempts = async {
+            self.asked().await;
+            // They are under way all at once; the first that succeeds ends the waiting for the others.
+            for lane in self.lanes() {
+                let _its_failure_is_known = lane.first_attempt().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = connected => Ok(()),
+            () = attempts => if self.is_connected() { Ok(()) } else { Err(self.not_ready(None)) },
+        }
+    }
+
+    pub(super) fn not_ready(&self, deadline: Option<Duration>) -> Error {
+        let lanes = self.lanes();
+        let lanes: Vec<&Lane> = lanes.iter().map(|lane| &**lane).collect();
+        not_ready(&lanes, self.discovery_failure(), deadline)
+    }
+}
+
+/// Why no nsqd has a connection, with one failure as the cause.
+pub(in crate::producer) fn not_ready(lanes: &[&Lane], discovery: Option<Error>, deadline: Option<Duration>) -> Error {
+    let mut failures: Vec<Error> = lanes.iter().filter_map(|lane| lane.failure()).collect();
+    let within = deadline.map_or(String::new(), |deadline| format!(" within {deadline:?}"));
+    let text = match (lanes, failures.len()) {
+        ([], _) => format!("no connection{within}: no nsqd is known yet"),
+        ([only], 0) => format!("no connection{within}: nsqd {} has not answered yet", only.address),
+        ([only], _) => format!("no connection{within} to nsqd {}", only.address),
+        (all, 0) => format!(
+            "no connection{within}: none of the {} nsqds has answered yet",
+            all.len()
+        ),
+        (all, failed) => format!(
+            "no connection{within}: {failed} of the {} nsqds fail, one of them for the reason that follows",
+            all.len()
+        ),
+    };
+    let error = Error::new(ErrorKind::Unreachable, Step::Dial, text);
+    failures.extend(discovery);
+    match failures.into_iter().next() {
+        Some(failure) => error.because(failure),
+        None => error,
+    }
+}

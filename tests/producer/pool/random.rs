@@ -1,0 +1,253 @@
+//! Random lives of a pool: nsqds that die, stall, refuse and come back, callers that leave; the nsqds' books decide what was
+//! true.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nsq::transport::{MemoryListener, MemoryNetwork};
+use async_nsq::{ErrorKind, Producer, ProducerBuilder, Result, Routing};
+use fastrand::Rng;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{NAMES, SECOND, text};
+use crate::support::{Command, Peer};
+
+/// Which nsqd has accepted which message.
+type Books = Arc<Mutex<HashMap<String, Vec<usize>>>>;
+
+struct Chaos {
+    network: MemoryNetwork,
+    books: Books,
+    /// From now on everybody is well.
+    calm: Arc<AtomicBool>,
+}
+
+impl Chaos {
+    fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    async fn nsqd(self, number: usize, mut rng: Rng) {
+        loop {
+            if !self.is_calm() && rng.u8(..3) == 0 {
+                sleep(millis(&mut rng, 3_000)).await;
+            }
+            let mut listener = self.network.listen(NAMES[number]).unwrap();
+            let open_for = millis(&mut rng, 20_000);
+            let _closed = timeout(open_for, self.serve(number, &mut listener, &mut rng)).await;
+        }
+    }
+
+    async fn serve(&self, number: usize, listener: &mut MemoryListener, rng: &mut Rng) {
+        loop {
+            let mut peer = Peer::new(listener.accept().await);
+            if !self.is_calm() && rng.u8(..8) == 0 {
+                continue;
+            }
+            if timeout(SECOND, peer.handshake()).await.is_err() {
+                continue;
+            }
+            // A connection survives the listener's end only by chance, as that of a process that dies.
+            while let Ok(Some(command)) = timeout(20 * SECOND, peer.next()).await {
+                if command == Command::Nop {
+                    continue;
+                }
+                let what = if self.is_calm() { 99 } else { rng.u8(..100) };
+                if what < 4 {
+                    break;
+                }
+                if what < 8 && !command.bodies().is_empty() {
+                    peer.error("E_PUB_FAILED PUB failed").await;
+                    break;
+                }
+                for body in command.bodies() {
+                    self.books.lock().unwrap().entry(text(&body)).or_default().push(number);
+                }
+                if what < 12 {
+                    break;
+                }
+                if what < 40 {
+                    sleep(millis(rng, 300)).await;
+                }
+                peer.ok().await;
+            }
+        }
+    }
+}
+
+fn millis(rng: &mut Rng, most: u64) -> Duration {
+    Duration::from_millis(rng.u64(1..=most))
+}
+
+/// What was asked for in this life.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    copies: usize,
+    quorum: Option<usize>,
+    accept_fewer: bool,
+    at_least_once: bool,
+}
+
+impl Policy {
+    fn random(rng: &mut Rng) -> Self {
+        let copies = rng.usize(1..=3);
+        Self {
+            copies,
+            quorum: rng.bool().then(|| rng.usize(1..=copies)),
+            accept_fewer: rng.bool(),
+            at_least_once: rng.bool(),
+        }
+    }
+
+    fn builder(&self, rng: &mut Rng, network: &MemoryNetwork) -> ProducerBuilder {
+        let connection = async_nsq::ConnectionConfig::new().connector(network.connector());
+        let builder = Producer::builder().connection(connection);
+        let builder = NAMES[..3].iter().fold(builder, |builder, name| builder.nsqd(*name));
+        let builder = match self.quorum {
+            Some(quorum) => builder.quorum(quorum),
+            None => builder,
+        };
+        let routing = match rng.u8(..4) {
+            0 => Routing::failover(),
+            1 => Routing::least_loaded(),
+            2 => Routing::by_key(|_, body| body.len() as u64),
+            _ => Routing::round_robin(),
+        };
+        builder
+            .copies(self.copies)
+            .accept_fewer_copies(self.accept_fewer)
+            .at_least_once(self.at_least_once)
+            .routing(routing)
+            .batching(rng.bool())
+            .max_pending_messages(rng.u32(1..20))
+            .max_pending_bytes(rng.u32(10..500))
+    }
+
+    /// What `Ok` promises at least.
+    fn least(&self) -> usize {
+        self.quorum.unwrap_or(if self.accept_fewer { 1 } else { self.copies })
+    }
+}
+
+struct Call {
+    body: String,
+    allowed: Duration,
+    begun: Instant,
+    task: JoinHandle<(Result<()>, Duration)>,
+}
+
+fn call(producer: &Producer, body: String, allowed: Duration) -> Call {
+    let producer = producer.with_publish_timeout(allowed);
+    let publishing = body.clone();
+    let begun = Instant::now();
+    let task = tokio::spawn(async move {
+        let outcome = producer.publish("t", publishing).await;
+        (outcome, begun.elapsed())
+    });
+    Call {
+        body,
+        allowed,
+        begun,
+        task,
+    }
+}
+
+async fn live(seed: u64) {
+    let mut rng = Rng::with_seed(seed);
+    let policy = Policy::random(&mut rng);
+    let (network, books, calm) = (MemoryNetwork::new(), Books::default(), Arc::new(AtomicBool::new(false)));
+    for number in 0..3 {
+        let chaos = Chaos {
+            network: network.clone(),
+            books: Arc::clone(&books),
+            calm: Arc::clone(&calm),
+        };
+        tokio::spawn(chaos.nsqd(number, rng.fork()));
+    }
+    let producer = policy.builder(&mut rng, &network).connect_lazily().unwrap();
+    let mut calls = Vec::new();
+    for n in 0..rng.u32(1..80) {
+        let allowed = millis(&mut rng, 8_000);
+        calls.push(call(&producer, n.to_string(), allowed));
+        if rng.u8(..3) == 0 {
+            sleep(millis(&mut rng, 400)).await;
+        }
+        if rng.u8(..6) == 0 {
+            calls[rng.usize(..calls.len())].task.abort();
+        }
+    }
+    for call in &mut calls {
+        let left = (call.begun + call.allowed).saturating_duration_since(Instant::now());
+        let ended = timeout(left + SECOND, &mut call.task).await;
+        judge(ended.expect("it resolves"), call, &policy, &books, seed);
+    }
+    judge_books(&policy, &books, seed);
+    calm.store(true, Ordering::Relaxed);
+    let last = producer.with_publish_timeout(600 * SECOND);
+    let published = last.publish_many("t", ["last", "but", "one"]).await;
+    published.unwrap_or_else(|error| panic!("seed {seed}, {policy:?}: {error:?}"));
+    let ending = timeout(61 * SECOND, producer.shutdown(60 * SECOND)).await;
+    assert!(ending.is_ok(), "seed {seed}: a shutdown ends in time");
+}
+
+fn judge(
+    ended: std::result::Result<(Result<()>, Duration), tokio::task::JoinError>,
+    call: &Call,
+    policy: &Policy,
+    books: &Books,
+    seed: u64,
+) {
+    // Its caller has left.
+    let Ok((outcome, took)) = ended else { return };
+    let books = books.lock().unwrap();
+    let accepted = books.get(&call.body).map_or(&[][..], Vec::as_slice);
+    let distinct: HashSet<_> = accepted.iter().collect();
+    let told = format!("seed {seed}, {policy:?}: {outcome:?}, accepted by {accepted:?}");
+    assert!(
+        took <= call.allowed + Duration::from_millis(5),
+        "late by {:?}: {told}",
+        took - call.allowed
+    );
+    match outcome {
+        Ok(()) => assert!(distinct.len() >= policy.least(), "{told}"),
+        Err(error) => match error.kind() {
+            ErrorKind::NotSent | ErrorKind::Rejected => assert!(accepted.is_empty(), "{told}"),
+            ErrorKind::Unknown => {}
+            other => panic!("{other:?} is no outcome of a valid publish: {told}"),
+        },
+    }
+}
+
+fn judge_books(policy: &Policy, books: &Books, seed: u64) {
+    for (body, accepted) in books.lock().unwrap().iter() {
+        assert!(
+            policy.at_least_once || accepted.len() <= policy.copies,
+            "seed {seed}, {policy:?}: {body} came to {accepted:?}"
+        );
+        let distinct: HashSet<_> = accepted.iter().collect();
+        assert!(
+            policy.at_least_once || distinct.len() == accepted.len(),
+            "seed {seed}, {policy:?}: two copies of {body} at one nsqd: {accepted:?}"
+        );
+    }
+}
+
+#[test]
+fn p1_p2_p3_random_lives_of_a_pool_are_told_truthfully() {
+    let seeds = std::env::var("POOL_SEEDS").map_or(300, |seeds| seeds.parse().unwrap());
+    for seed in 0..seeds {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        fastrand::seed(seed);
+        runtime.block_on(async {
+            let life = timeout(7 * 86_400 * SECOND, live(seed));
+            life.await.unwrap_or_else(|_| panic!("seed {seed}: a life never ended"));
+        });
+    }
+}
