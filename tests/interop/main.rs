@@ -10,6 +10,7 @@ mod group;
 mod harness;
 mod identify_again;
 mod keep_alive;
+mod loss;
 mod mixed;
 mod nodes;
 mod publishing;
