@@ -8,13 +8,23 @@
 
 mod batch;
 mod builder;
+mod detached;
+mod limits;
+mod linger;
 mod node;
+mod parts;
 mod pipeline;
+mod sink;
+mod stats;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,11 +32,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 pub use self::builder::ProducerBuilder;
+pub use self::detached::PublishFailure;
 use self::node::{Link, Phase};
-use self::pipeline::{Payload, Pipeline};
+use self::parts::Verdict;
+use self::pipeline::{Detached, Payload, Pipeline, Span};
+pub use self::sink::ProducerSink;
+use self::sink::Tally;
+use self::stats::Local;
+pub use self::stats::{LatencyHistogram, ProducerNodeStats, ProducerStats};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
-use crate::protocol::command;
 
 /// Publishes messages to one nsqd.
 ///
@@ -73,6 +88,7 @@ struct Shared {
     limits: Limits,
     phase: watch::Sender<Phase>,
     link: watch::Receiver<Link>,
+    local: Local,
 }
 
 /// What nsqd would refuse, refused here.
@@ -138,15 +154,72 @@ impl Producer {
         T: TryInto<Topic>,
         T::Error: Into<Error>,
     {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
         let body = body.into();
         self.check_body(&body)?;
         self.submit(Some(topic), Payload::One(body)).await
     }
 
+    /// Takes one message for publishing and returns, as soon as there is room for it within what may be pending.
+    ///
+    /// Whether nsqd confirms it is counted in [`stats`](Self::stats), and a failure goes to
+    /// [`on_failure`](ProducerBuilder::on_failure). [`flush`](Self::flush) and [`shutdown`](Self::shutdown) wait for it.
+    /// Its deadline is that of a publish until it is sent; after that its answer is awaited for as long as the
+    /// connection lives, so that *unknown* is told only where it is.
+    ///
+    /// # Errors
+    /// *Invalid* as for [`publish`](Self::publish), *not sent* if there was no room within the deadline or the producer
+    /// has been shut down. The hook is not told of these.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is ready takes the message back.
+    pub async fn enqueue<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<Error>,
+    {
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
+        let body = body.into();
+        self.check_body(&body)?;
+        let span = self.span();
+        let (pipeline, tally) = (&self.shared.pipeline, None);
+        let queued = match pipeline.try_detach(Detached { topic, body, tally }, span) {
+            Ok(queued) => queued,
+            Err(back) => pipeline.detach(back, span).await,
+        };
+        queued.map_err(|error| error.at(&self.shared.address))
+    }
+
+    /// This producer as a [`Sink`](futures_sink::Sink) of topics and bodies.
+    ///
+    /// ```
+    /// # use async_nsq::{Producer, Topic, test_server::Nsqd};
+    /// # use bytes::Bytes;
+    /// use futures_util::{SinkExt, StreamExt, stream};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nsqd = Nsqd::start().await?;
+    /// # let producer = Producer::connect(nsqd.address()).await?;
+    /// let orders = Topic::new("orders")?;
+    /// let messages = stream::iter(["one", "two"]).map(|body| Ok((orders.clone(), Bytes::from(body))));
+    /// messages.forward(producer.sink()).await?; // all confirmed
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sink(&self) -> ProducerSink {
+        ProducerSink::new(self.clone())
+    }
+
     /// Publishes several messages with one command (MPUB) and waits for nsqd's answer. No message at all is `Ok` at once.
     ///
     /// nsqd takes all of them or none, unless its disk fails in between: that ends as *unknown*.
+    ///
+    /// Messages that are more than [`max_body_size`](ProducerBuilder::max_body_size) in all leave in several commands,
+    /// in order and all on their way at once. Then it is no longer all or none: `Ok` means that nsqd has confirmed all;
+    /// otherwise the error is the worst of the parts' (*unknown* before *rejected* before *not sent*) and tells how many
+    /// messages were confirmed. It is *unknown*, too, where a part was confirmed and another not sent, since to publish
+    /// the whole again would publish that part twice.
     ///
     /// ```
     /// # use async_nsq::{Producer, test_server::Nsqd};
@@ -161,7 +234,7 @@ impl Producer {
     ///
     /// # Errors
     /// One of the four outcomes that [`Producer`] lists, for all of them. *Invalid* are the cases of
-    /// [`publish`](Self::publish) and a batch larger than [`max_body_size`](ProducerBuilder::max_body_size) in all.
+    /// [`publish`](Self::publish).
     ///
     /// # Cancel safety
     /// As [`publish`](Self::publish).
@@ -171,7 +244,7 @@ impl Producer {
         T::Error: Into<Error>,
         B: Into<Bytes>,
     {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
         let bodies: Vec<Bytes> = bodies.into_iter().map(Into::into).collect();
         if bodies.is_empty() {
             return Ok(());
@@ -179,15 +252,16 @@ impl Producer {
         for body in &bodies {
             self.check_body(body)?;
         }
-        let size = command::mpub_body_len(bodies.iter().map(Bytes::len));
-        let limit = self.shared.limits.body_size;
-        if size > limit {
-            return Err(Error::invalid(format!(
-                "the {} messages make {size} bytes, more than max_body_size ({limit}): publish them in several calls",
-                bodies.len()
-            )));
+        let limit = self
+            .shared
+            .limits
+            .body_size
+            .min(self.shared.pipeline.learnt().body_size);
+        let mut parts = parts::parts(bodies, limit);
+        match parts.pop() {
+            Some(whole) if parts.is_empty() => self.submit(Some(topic), whole).await,
+            last => self.submit_parts(topic, parts.into_iter().chain(last)).await,
         }
-        self.submit(Some(topic), Payload::Many(bodies)).await
     }
 
     /// Publishes one message that nsqd delivers after `delay`, rounded up to a millisecond, and waits for nsqd's
@@ -206,14 +280,14 @@ impl Producer {
         T: TryInto<Topic>,
         T::Error: Into<Error>,
     {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
         let body = body.into();
         self.check_body(&body)?;
         let most = self.shared.limits.delay;
         if delay > most {
-            return Err(Error::invalid(format!(
+            return self.counted(Err(Error::invalid(format!(
                 "the delay of {delay:?} is longer than max_req_timeout ({most:?}), the most that nsqd accepts"
-            )));
+            ))));
         }
         self.submit(Some(topic), Payload::Deferred { delay, body }).await
     }
@@ -267,6 +341,60 @@ impl Producer {
         matches!(*self.shared.link.borrow(), Link::Connected)
     }
 
+    /// Waits until every publish that was accepted before this call, of all clones, has its outcome; those that are
+    /// still waiting for room are not accepted yet. What failed does not fail the flush: it was told to its caller, or
+    /// to [`on_failure`](ProducerBuilder::on_failure), which has returned when the flush does.
+    ///
+    /// A batch that [lingers](ProducerBuilder::linger) leaves at once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] after `deadline`, with how much is left. That stays pending.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn flush(&self, deadline: Duration) -> Result<()> {
+        let at = ends_at(Instant::now(), deadline);
+        self.shared.pipeline.flush(at).await.map_err(|left| {
+            let text = format!(
+                "the flush did not end within {deadline:?}: {} publishes wait to be sent, {} for nsqd's answer, and {} \
+                 failures for on_failure",
+                left.waiting, left.unanswered, left.untold
+            );
+            Error::new(ErrorKind::TimedOut, Step::Publish, text).at(&self.shared.address)
+        })
+    }
+
+    /// How the producer is doing at this moment. It waits for nothing, and copies some 11 KiB.
+    #[must_use]
+    pub fn stats(&self) -> ProducerStats {
+        let shared = &self.shared;
+        let pipeline = shared.pipeline.stats();
+        let traffic = &shared.pipeline.traffic;
+        let (connected, failure) = match &*shared.link.borrow() {
+            Link::Connected => (true, None),
+            Link::Lost(error) => (false, Some(error.clone())),
+            Link::Connecting | Link::Ended(_) => (false, None),
+        };
+        let counts = pipeline.counts;
+        let node = ProducerNodeStats {
+            address: Arc::clone(&shared.address),
+            connected,
+            failure,
+            reconnections: traffic.reconnections(),
+            pending_messages: pipeline.pending_messages,
+            pending_bytes: pipeline.pending_bytes,
+            batches: traffic.batches(),
+            batched_messages: traffic.messages(),
+            ok: counts.ok,
+            rejected: counts.rejected,
+            not_sent: counts.not_sent,
+            unknown: counts.unknown,
+            invalid: counts.invalid,
+            latency: pipeline.latency,
+        };
+        shared.local.with_node(node)
+    }
+
     /// Ends the producer: accepts nothing more, sends what is pending, waits for the answers, and closes the
     /// connection, all within `deadline`. What is not resolved by then is resolved as *not sent* or *unknown*.
     ///
@@ -285,6 +413,8 @@ impl Producer {
                 ended(&mut link).await
             }
         };
+        // Those whose deadline was this one's, too.
+        self.shared.pipeline.tell_failures();
         ProducerReport {
             not_sent: leftover.not_sent,
             unknown: leftover.unknown,
@@ -292,17 +422,98 @@ impl Producer {
     }
 
     fn submit(&self, topic: Option<Topic>, payload: Payload) -> impl Future<Output = Result<()>> + Send + '_ {
-        let now = Instant::now();
-        // A timeout beyond what the clock can tell is none; a century will do for it.
-        let deadline = now
-            .checked_add(self.publish_timeout)
-            .unwrap_or(now + Duration::from_secs(100 * 365 * 86_400));
-        let submitted = self.shared.pipeline.submit(topic, payload, deadline);
+        let submitted = self.shared.pipeline.submit(topic, payload, self.span());
         async { submitted.await.map_err(|error| error.at(&self.shared.address)) }
     }
 
+    /// Submits parts of one batch, in order, and waits for all.
+    async fn submit_parts(&self, topic: Topic, parts: impl Iterator<Item = Payload> + Send) -> Result<()> {
+        let mut verdict = Verdict::default();
+        let mut pending = Vec::new();
+        for part in parts {
+            let messages = part.messages();
+            let mut submitted = Box::pin(self.submit(Some(topic.clone()), part));
+            // Polled before the next one is made: if there is no room for it, it stands in line before the next.
+            match poll_fn(|cx| Poll::Ready(submitted.as_mut().poll(cx))).await {
+                Poll::Ready(outcome) => verdict.add(messages, outcome),
+                Poll::Pending => pending.push((messages, submitted)),
+            }
+        }
+        poll_fn(|cx| {
+            pending.retain_mut(|(messages, submitted)| match submitted.as_mut().poll(cx) {
+                Poll::Ready(outcome) => {
+                    verdict.add(*messages, outcome);
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if pending.is_empty() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        verdict.into_result()
+    }
+
+    /// Puts a sink's message into the queue; if there is no room yet, the future does so.
+    fn send_for(
+        &self,
+        tally: &Arc<Tally>,
+        topic: Topic,
+        body: Bytes,
+    ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        tally.begin();
+        let (span, pipeline, address) = (
+            self.span(),
+            Arc::clone(&self.shared.pipeline),
+            Arc::clone(&self.shared.address),
+        );
+        let refused = {
+            let (tally, topic) = (Arc::clone(tally), topic.clone());
+            move |queued: Result<()>| {
+                if let Err(error) = queued {
+                    let mut wakers = Vec::new();
+                    tally.resolve(Some(&topic), &Err(error.at(&address)), &mut wakers);
+                    wakers.into_iter().for_each(Waker::wake);
+                }
+            }
+        };
+        let tally = Some(Arc::clone(tally));
+        match pipeline.try_detach(Detached { topic, body, tally }, span) {
+            Ok(queued) => {
+                refused(queued);
+                None
+            }
+            Err(back) => Some(Box::pin(async move { refused(pipeline.detach(back, span).await) })),
+        }
+    }
+
+    fn span(&self) -> Span {
+        let begun = Instant::now();
+        Span {
+            begun,
+            deadline: ends_at(begun, self.publish_timeout),
+        }
+    }
+
+    /// Counts what is refused here.
+    fn counted<T>(&self, checked: Result<T>) -> Result<T> {
+        if checked.is_err() {
+            self.shared.local.invalid.fetch_add(1, Ordering::Relaxed);
+        }
+        checked
+    }
+
     fn check_body(&self, body: &Bytes) -> Result<()> {
-        let limit = self.shared.limits.msg_size;
+        self.counted(self.shared.limits.check(body))
+    }
+}
+
+impl Limits {
+    fn check(&self, body: &Bytes) -> Result<()> {
+        let limit = self.msg_size;
         if body.is_empty() {
             return Err(Error::invalid("the message is empty, which nsqd does not accept"));
         }
@@ -352,4 +563,11 @@ async fn ended(link: &mut watch::Receiver<Link>) -> node::Leftover {
         // The task is gone with its runtime.
         _ => node::Leftover::default(),
     }
+}
+
+/// A timeout beyond what the clock can tell is none; a century will do for it.
+fn ends_at(begun: Instant, timeout: Duration) -> Instant {
+    begun
+        .checked_add(timeout)
+        .unwrap_or(begun + Duration::from_secs(100 * 365 * 86_400))
 }
