@@ -20,7 +20,7 @@ use crate::name::Topic;
 /// `poll_ready` if that is asked earlier. After an error the sink goes on.
 ///
 /// # Drop
-/// What is on its way goes on. Failures that were not reported go to
+/// What is on its way goes on, but the last item if there was no room for it yet. Failures from then on go to
 /// [`on_failure`](crate::ProducerBuilder::on_failure).
 #[must_use = "a sink sends only what is put into it"]
 pub struct ProducerSink {
