@@ -65,7 +65,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The producer or consumer is shutting down or has ended.
     Shutdown,
-    /// nsqd has taken a message back, because it was not answered in time.
+    /// Something did not happen in time: a message was not answered, so that nsqd has taken it back, or a flush did not
+    /// end within its deadline.
     TimedOut,
 }
 
@@ -156,6 +157,23 @@ impl Error {
         if self.inner.address.is_none() {
             self.edit().address = Some(Arc::clone(address));
         }
+        self
+    }
+
+    /// The same failure where it is one part of a whole.
+    pub(crate) fn in_part(&self, kind: ErrorKind, message: String) -> Self {
+        let mut error = Self::new(kind, Step::Publish, message).because(self.clone());
+        let inner = error.edit();
+        inner.address = self.inner.address.clone();
+        inner.code = self.inner.code;
+        error
+    }
+
+    /// Names the topic of the message concerned.
+    #[must_use]
+    pub(crate) fn about(mut self, topic: impl fmt::Display) -> Self {
+        let inner = self.edit();
+        inner.message = format!("topic {topic}: {}", inner.message).into();
         self
     }
 

@@ -71,7 +71,7 @@
 //! | level | what |
 //! | --- | --- |
 //! | `error` | a hook that panics, a dead letter that could not be published |
-//! | `warn` | a connection lost or not made, an nsqlookupd that begins to fail, the pauses of a backoff; for each message: given up, refused by nsqd, its handler stopped |
+//! | `warn` | a connection lost or not made, an nsqlookupd that begins to fail, the pauses of a backoff; for each message: given up, refused by nsqd, its handler stopped; enqueued messages that were not published |
 //! | `info` | connections made and closed, an nsqlookupd or handlers that do well again, a consumer's end with its report |
 //! | `debug` | errors of handlers, duplicates that are skipped, nsqds found and gone |
 //! | `trace` | heartbeats |
@@ -106,7 +106,10 @@ pub use consumer::{
 pub use discovery::{LookupdStats, LookupdStatus, NsqdDiscovered};
 pub use error::{Culprit, Error, ErrorKind, Result, Step};
 pub use name::{Channel, Topic};
-pub use producer::{Producer, ProducerBuilder, ProducerReport, RoutedMessage, RoutedNsqd, Router, Routing};
+pub use producer::{
+    LatencyHistogram, Producer, ProducerBuilder, ProducerNodeStats, ProducerReport, ProducerSink, ProducerStats,
+    PublishFailure, RoutedMessage, RoutedNsqd, Router, Routing,
+};
 
 /// The version of rustls that [`TlsConfig::rustls`] takes its configuration from.
 #[cfg(feature = "tls")]

@@ -12,13 +12,15 @@ use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpCo
 use async_nsq::{
     BatchOptions, BatchOutcome, BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder,
     ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, DuplicateWindow, Error, ErrorKind,
-    GroupReport, GroupStats, HandlerError, LookupdConfig, LookupdStats, LookupdStatus, MemberId, MemberReport,
-    MemberStats, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder, ProducerReport,
-    RoutedMessage, RoutedNsqd, Routing, Step, Topic, TopicPattern, protocol,
+    GroupReport, GroupStats, HandlerError, LatencyHistogram, LookupdConfig, LookupdStats, LookupdStatus, MemberId,
+    MemberReport, MemberStats, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder,
+    ProducerNodeStats, ProducerReport, ProducerSink, ProducerStats, PublishFailure, RoutedMessage, RoutedNsqd, Routing,
+    Step, Topic, TopicPattern, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
 fn cloned<T: Clone + Send + Sync + Debug + 'static>() {}
+fn sink<T: Send + Unpin + Debug + 'static>() {}
 fn error<T: StdError + Send + Sync + 'static>() {}
 fn sent<F: Future + Send>(_: &F) {}
 
@@ -40,6 +42,8 @@ fn public_types_are_send_sync_and_debug() {
     cloned::<ProducerBuilder>();
     cloned::<ProducerReport>();
     cloned::<(Routing, RoutedMessage<'static>, RoutedNsqd<'static>)>();
+    cloned::<(ProducerStats, ProducerNodeStats, LatencyHistogram, PublishFailure)>();
+    sink::<ProducerSink>();
     cloned::<ConsumerBuilder>();
     cloned::<ConsumerReport>();
     shared::<(ConsumerGroup, ConsumerGroupBuilder)>();
@@ -88,8 +92,10 @@ async fn futures_can_be_spawned() {
     sent(&producer.publish("t", "m"));
     sent(&producer.publish_many("t", ["m"]));
     sent(&producer.publish_deferred("t", Duration::ZERO, "m"));
+    sent(&producer.enqueue("t", "m"));
     sent(&producer.ping());
     sent(&producer.ready(Duration::ZERO));
+    sent(&producer.flush(Duration::ZERO));
     sent(&producer.shutdown(Duration::ZERO));
     let handler = |_: Message| async { Ok::<(), BoxError>(()) };
     let builder = Consumer::builder("t", "c").nsqd(nsqd.address());

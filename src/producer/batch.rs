@@ -11,7 +11,7 @@ use crate::name::Topic;
 use crate::protocol::command;
 
 /// The largest batch in bytes. Larger ones are no cheaper for nsqd and make each caller in it wait longer.
-const MAX_BATCH_BYTES: usize = 1024 * 1024;
+pub(super) const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
 /// How many turns may be unanswered. One would leave a connection with delay empty for a round trip; with more, each
 /// batch would be smaller.
@@ -74,8 +74,10 @@ impl Turns {
         &mut self.scratch
     }
 
-    /// Encodes what is in [`scratch`](Self::scratch), which is not empty, as one turn.
-    pub(super) fn encode(&mut self, encoding: &Encoding, out: &mut WriteBuffer) {
+    /// Encodes what is in [`scratch`](Self::scratch), which is not empty, as one turn. Returns how many commands carry
+    /// messages, and how many messages.
+    pub(super) fn encode(&mut self, encoding: &Encoding, out: &mut WriteBuffer) -> (usize, usize) {
+        let mut sent = (0, 0);
         let mut turn = self.spare.pop().unwrap_or_default();
         std::mem::swap(&mut turn.entries, &mut self.scratch);
         if self.grouping.assign(&mut turn.entries, encoding) {
@@ -83,13 +85,16 @@ impl Turns {
             turn.entries.sort_by_key(|entry| entry.group);
         }
         for command in turn.entries.chunk_by(|a, b| a.group == b.group) {
-            encode_command(command, encoding, out);
+            let messages = encode_command(command, encoding, out);
+            sent.0 += usize::from(messages > 0);
+            sent.1 += messages;
             turn.commands.push_back(Sent {
                 entries: command.len(),
                 end: out.end(),
             });
         }
         self.unanswered.push_back(turn);
+        sent
     }
 
     /// An answer has come: hands the entries of the oldest command to `resolve`. `None` if no answer is awaited.
@@ -168,9 +173,10 @@ impl Turns {
     }
 }
 
-fn encode_command(entries: &[Entry], encoding: &Encoding, out: &mut WriteBuffer) {
+/// Returns how many messages the command carries.
+fn encode_command(entries: &[Entry], encoding: &Encoding, out: &mut WriteBuffer) -> usize {
     let out = out.bytes();
-    let Some(first) = entries.first() else { return };
+    let Some(first) = entries.first() else { return 0 };
     let topic = first.topic.as_ref().map_or("", Topic::as_str);
     match (&first.payload, entries.len()) {
         (Payload::One(body), 1) => command::publish(out, topic, body),
@@ -187,6 +193,10 @@ fn encode_command(entries: &[Entry], encoding: &Encoding, out: &mut WriteBuffer)
         }
         (Payload::Ping, _) => command::identify(out, &encoding.ping),
         (Payload::Gone, _) => {}
+    }
+    match &first.payload {
+        Payload::One(_) => entries.len(),
+        other => other.messages(),
     }
 }
 

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::Encoding;
+use super::batch::{Encoding, MAX_BATCH_BYTES};
+use super::detached::{FailureHook, PublishFailure};
 use super::lane::{Lane, LaneOptions};
+use super::linger::Linger;
 use super::pipeline::Bounds;
 use super::pool::{Place, Policy, Pool, Routing};
+use super::stats::Local;
 use super::{Lanes, Limits, Producer, Shared};
 use crate::config::{ConnectionConfig, LookupdConfig, address};
 use crate::discovery::{DiscoveryOptions, NodeWatch};
@@ -48,6 +51,9 @@ pub struct ProducerBuilder {
     max_body_size: usize,
     max_req_timeout: Duration,
     batching: bool,
+    linger: Duration,
+    linger_messages: Option<usize>,
+    on_failure: FailureHook,
 }
 
 impl ProducerBuilder {
@@ -64,6 +70,9 @@ impl ProducerBuilder {
             max_body_size: DEFAULT_MAX_BODY_SIZE,
             max_req_timeout: DEFAULT_MAX_REQ_TIMEOUT,
             batching: true,
+            linger: Duration::ZERO,
+            linger_messages: None,
+            on_failure: FailureHook::default(),
         }
     }
 
@@ -237,6 +246,56 @@ impl ProducerBuilder {
         self
     }
 
+    /// How long a message may wait for others that leave with it, counted from the publish of the first. Default: zero,
+    /// that is not at all: what waits together leaves together, and nothing is delayed for it. Allowed: less than
+    /// [`publish_timeout`](Self::publish_timeout), and with [`batching`](Self::batching) only. The timer counts in
+    /// milliseconds.
+    ///
+    /// It makes each caller wait and saves nsqd work where few publish at a time. A batch leaves earlier when
+    /// [`linger_messages`](Self::linger_messages) wait, when they are 1 MiB or fill
+    /// [`max_body_size`](Self::max_body_size) or what may be pending, at a flush and at the shutdown. What is sent with
+    /// [`publish_many`](Producer::publish_many), [`publish_deferred`](Producer::publish_deferred) or
+    /// [`ping`](Producer::ping) leaves at once and takes along what waits. Each nsqd has batches of its own.
+    pub fn linger(mut self, most: Duration) -> Self {
+        self.linger = most;
+        self
+    }
+
+    /// How many messages, of all topics at one nsqd, are enough for a batch that [lingers](Self::linger) to leave. Default: what
+    /// may be pending. Allowed: 1 and more; without `linger` it has no effect.
+    pub fn linger_messages(mut self, count: usize) -> Self {
+        self.linger_messages = Some(count);
+        self
+    }
+
+    /// Has `hook` called for each message of [`enqueue`](Producer::enqueue) that was not confirmed. Default: a log line
+    /// at `warn` for those that fail at the same time.
+    ///
+    /// It is called in a task of its own, one failure after the other; while it runs, the failures that wait for it
+    /// count as pending, so that a slow hook makes `enqueue` wait. It should not block. A panic in it is caught and
+    /// logged.
+    ///
+    /// ```
+    /// # use async_nsq::{Producer, test_server::Nsqd};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nsqd = Nsqd::start().await?;
+    /// let producer = Producer::builder()
+    ///     .nsqd(nsqd.address())
+    ///     .on_failure(|failure| eprintln!("{}: {}", failure.topic, failure.error))
+    ///     .connect()
+    ///     .await?;
+    /// producer.enqueue("metrics", "requests 1").await?;
+    /// producer.flush(Duration::from_secs(5)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_failure(mut self, hook: impl Fn(&PublishFailure) + Send + Sync + 'static) -> Self {
+        self.on_failure = FailureHook::new(hook);
+        self
+    }
+
     /// Connects, and keeps connected from then on. Of several nsqds, one connection is enough; those that fail at first
     /// are tried further.
     ///
@@ -285,6 +344,8 @@ impl ProducerBuilder {
                 max_body_size: self.max_body_size,
                 ping: ping_body(&self.connection),
             },
+            linger: self.lingering(),
+            on_failure: self.on_failure,
             connection: self.connection,
             bounds: Bounds {
                 messages: self.max_pending_messages,
@@ -308,8 +369,22 @@ impl ProducerBuilder {
             }
         };
         Ok(Producer {
-            shared: Arc::new(Shared { lanes, limits }),
+            shared: Arc::new(Shared {
+                lanes,
+                limits,
+                local: Local::default(),
+            }),
             publish_timeout: self.publish_timeout,
+        })
+    }
+
+    fn lingering(&self) -> Option<Linger> {
+        let batch = MAX_BATCH_BYTES.min(self.max_body_size);
+        let pending = self.max_pending_messages as usize;
+        (!self.linger.is_zero()).then(|| Linger {
+            delay: self.linger,
+            messages: self.linger_messages.unwrap_or(pending).min(pending),
+            bytes: batch.min(self.max_pending_bytes as usize),
         })
     }
 
@@ -339,6 +414,7 @@ impl ProducerBuilder {
         if self.publish_timeout.is_zero() {
             return Err(Error::option("publish_timeout", "0", "more than zero"));
         }
+        self.check_linger()?;
         let nsqds = self.distinct_nsqds()?;
         self.check_copies(nsqds.len())?;
         Ok(nsqds)
@@ -380,6 +456,27 @@ impl ProducerBuilder {
         if let Some(quorum) = copies.quorum.filter(|quorum| !(1..=copies.count).contains(quorum)) {
             let allowed = format!("1 to the number of copies, which is {}", copies.count);
             return Err(Error::option("quorum", quorum, &allowed));
+        }
+        Ok(())
+    }
+
+    fn check_linger(&self) -> Result<()> {
+        if !self.linger.is_zero() && !self.batching {
+            return Err(Error::option(
+                "linger",
+                format!("{:?}", self.linger),
+                "zero, as batching is off",
+            ));
+        }
+        if self.linger >= self.publish_timeout {
+            return Err(Error::option(
+                "linger",
+                format!("{:?}", self.linger),
+                &format!("less than publish_timeout ({:?})", self.publish_timeout),
+            ));
+        }
+        if self.linger_messages == Some(0) {
+            return Err(Error::option("linger_messages", 0, "1 and more"));
         }
         Ok(())
     }

@@ -6,8 +6,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::batch::Encoding;
+use super::detached::FailureHook;
+use super::linger::Linger;
 use super::node::{Leftover, Link, Node, Notices, Phase};
-use super::pipeline::{Bounds, Load, Manner, Payload, Pipeline};
+use super::pipeline::{Bounds, Left, Load, Manner, Payload, Pipeline, Span};
+use super::stats::ProducerNodeStats;
 use crate::config::ConnectionConfig;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
@@ -18,6 +21,8 @@ pub(super) struct LaneOptions {
     pub(super) connection: ConnectionConfig,
     pub(super) encoding: Encoding,
     pub(super) bounds: Bounds,
+    pub(super) linger: Option<Linger>,
+    pub(super) on_failure: FailureHook,
 }
 
 /// Dropping it ends it in the background, once nothing is pending.
@@ -33,13 +38,23 @@ pub(super) struct Lane {
 impl Lane {
     /// The lane of a producer that has no other: publishes wait in it while there is no connection.
     pub(super) fn only(address: Arc<str>, options: &LaneOptions) -> Self {
-        let pipeline = Pipeline::new(options.bounds);
-        Self::spawn(address, pipeline, options, None)
+        let pipeline = Pipeline::new(options.bounds, options.linger, options.on_failure.clone());
+        let lane = Self::spawn(address, pipeline, options, None);
+        let (failures, mut end) = (Arc::clone(&lane.pipeline), lane.link.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = failures.keep_telling() => {}
+                _ = ended(&mut end) => {}
+            }
+            failures.tell_failures();
+        });
+        lane
     }
 
-    /// A lane among others.
+    /// A lane among others. It knows of no publish that nobody waits for: the pool does that.
     pub(super) fn in_pool(address: Arc<str>, options: &LaneOptions, notices: Notices) -> Self {
-        let pipeline = Pipeline::in_pool(options.bounds);
+        let pipeline = Pipeline::in_pool(options.bounds, options.linger);
         Self::spawn(address, pipeline, options, Some(notices))
     }
 
@@ -83,9 +98,9 @@ impl Lane {
         manner: Manner,
         topic: Option<Topic>,
         payload: Payload,
-        deadline: Instant,
+        span: Span,
     ) -> Result<()> {
-        let submitted = self.pipeline.submit_as(manner, topic, payload, deadline);
+        let submitted = self.pipeline.submit_as(manner, topic, payload, span);
         submitted.await.map_err(|error| error.at(&self.address))
     }
 
@@ -105,8 +120,40 @@ impl Lane {
         }
     }
 
+    /// Whether this nsqd would take it, as far as it has told its limits.
+    pub(super) fn takes(&self, payload: &Payload) -> bool {
+        self.pipeline.learnt().check(payload).is_ok()
+    }
+
     pub(super) fn load(&self) -> Load {
         self.pipeline.load()
+    }
+
+    /// See [`Pipeline::flush`].
+    pub(super) async fn flush(&self, deadline: Instant) -> Result<(), Left> {
+        self.pipeline.flush(deadline).await
+    }
+
+    pub(super) fn stats(&self) -> ProducerNodeStats {
+        let pipeline = self.pipeline.stats();
+        let traffic = &self.pipeline.traffic;
+        let counts = pipeline.counts;
+        ProducerNodeStats {
+            address: Arc::clone(&self.address),
+            connected: self.is_connected(),
+            failure: self.failure(),
+            reconnections: traffic.reconnections(),
+            pending_messages: pipeline.pending_messages,
+            pending_bytes: pipeline.pending_bytes,
+            batches: traffic.batches(),
+            batched_messages: traffic.messages(),
+            ok: counts.ok,
+            rejected: counts.rejected,
+            not_sent: counts.not_sent,
+            unknown: counts.unknown,
+            invalid: counts.invalid,
+            latency: pipeline.latency,
+        }
     }
 
     /// Waits for the end of the first attempt to connect; at once if that is long ago.

@@ -6,34 +6,48 @@
 //!    └────── outcome ───────┘ ◀──── resolve ─────┘ answers, in order
 //! ```
 //!
-//! That is the way with one nsqd, a [`Lane`]. With several, with copies or with repetitions a [`Pool`] stands between the
-//! producer and the pipelines of its lanes.
+//! That is the way with one nsqd, a [`Lane`](lane::Lane). With several, with copies or with repetitions a
+//! [`Pool`](pool::Pool) stands between the producer and the pipelines of its lanes.
 
 mod batch;
 mod bell;
 mod builder;
+mod detached;
 mod lane;
+mod lanes;
+mod limits;
+mod linger;
 mod node;
+mod parts;
 mod pipeline;
 mod pool;
+mod sink;
+mod stats;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 pub use self::builder::ProducerBuilder;
-use self::lane::{Lane, SHUT_DOWN};
-use self::pipeline::Payload;
-use self::pool::{Pool, not_ready};
+pub use self::detached::PublishFailure;
+use self::lanes::Lanes;
+use self::parts::Verdict;
+use self::pipeline::{Detached, Payload, Span};
 pub use self::pool::{RoutedMessage, RoutedNsqd, Router, Routing};
-use crate::error::{Error, Result};
+pub use self::sink::ProducerSink;
+use self::sink::Tally;
+use self::stats::Local;
+pub use self::stats::{LatencyHistogram, ProducerNodeStats, ProducerStats};
+use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
-use crate::protocol::command;
 
 /// Publishes messages to one nsqd or to several.
 ///
@@ -104,15 +118,7 @@ pub struct Producer {
 struct Shared {
     lanes: Lanes,
     limits: Limits,
-}
-
-/// Where publishes go.
-enum Lanes {
-    /// To the only nsqd, straight into its pipeline: nothing is chosen, copied or repeated. What everybody pays for each
-    /// publish is paid here, so nothing else belongs on this path.
-    One(Lane),
-    /// To nsqds that a pool chooses.
-    Many(Arc<Pool>),
+    local: Local,
 }
 
 /// What nsqd would refuse, refused here.
@@ -179,15 +185,76 @@ impl Producer {
         T: TryInto<Topic>,
         T::Error: Into<Error>,
     {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
         let body = body.into();
         self.check_body(&body)?;
         self.submit(Some(topic), Payload::One(body)).await
     }
 
+    /// Takes one message for publishing and returns, as soon as there is room for it within what may be pending.
+    ///
+    /// Whether nsqd confirms it is counted in [`stats`](Self::stats), and a failure goes to
+    /// [`on_failure`](ProducerBuilder::on_failure). [`flush`](Self::flush) and [`shutdown`](Self::shutdown) wait for it.
+    /// Its deadline is that of a publish until it is sent; after that its answer is awaited for as long as the
+    /// connection lives, so that *unknown* is told only where it is.
+    ///
+    /// With several nsqds the message goes the way of a publish in a task of its own, and its deadline is that of a
+    /// publish to the end. Room is then counted over all nsqds: as much may be enqueued and unresolved as may be pending
+    /// at one.
+    ///
+    /// # Errors
+    /// *Invalid* as for [`publish`](Self::publish), *not sent* if there was no room within the deadline or the producer
+    /// has been shut down. The hook is not told of these.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it is ready takes the message back.
+    pub async fn enqueue<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<Error>,
+    {
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
+        let body = body.into();
+        self.check_body(&body)?;
+        let span = self.span();
+        let (lanes, tally) = (&self.shared.lanes, None);
+        match lanes.try_detach(Detached { topic, body, tally }, span) {
+            Ok(queued) => queued,
+            Err(back) => lanes.detach(back, span).await,
+        }
+    }
+
+    /// This producer as a [`Sink`](futures_sink::Sink) of topics and bodies.
+    ///
+    /// ```
+    /// # use async_nsq::{Producer, Topic, test_server::Nsqd};
+    /// # use bytes::Bytes;
+    /// use futures_util::{SinkExt, StreamExt, stream};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let nsqd = Nsqd::start().await?;
+    /// # let producer = Producer::connect(nsqd.address()).await?;
+    /// let orders = Topic::new("orders")?;
+    /// let messages = stream::iter(["one", "two"]).map(|body| Ok((orders.clone(), Bytes::from(body))));
+    /// messages.forward(producer.sink()).await?; // all confirmed
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sink(&self) -> ProducerSink {
+        ProducerSink::new(self.clone())
+    }
+
     /// Publishes several messages with one command (MPUB) and waits for nsqd's answer. No message at all is `Ok` at once.
     ///
     /// nsqd takes all of them or none, unless its disk fails in between: that ends as *unknown*.
+    ///
+    /// Messages that are more than [`max_body_size`](ProducerBuilder::max_body_size) in all leave in several commands,
+    /// in order and all on their way at once. Then it is no longer all or none: `Ok` means that nsqd has confirmed all;
+    /// otherwise the error is the worst of the parts' (*unknown* before *rejected* before *not sent*) and tells how many
+    /// messages were confirmed. It is *unknown*, too, where a part was confirmed and another not sent, since to publish
+    /// the whole again would publish that part twice. With several nsqds, each part goes to one of its own, or to as many
+    /// as there are [`copies`](ProducerBuilder::copies).
     ///
     /// ```
     /// # use async_nsq::{Producer, test_server::Nsqd};
@@ -202,7 +269,7 @@ impl Producer {
     ///
     /// # Errors
     /// One of the four outcomes that [`Producer`] lists, for all of them. *Invalid* are the cases of
-    /// [`publish`](Self::publish) and a batch larger than [`max_body_size`](ProducerBuilder::max_body_size) in all.
+    /// [`publish`](Self::publish).
     ///
     /// # Cancel safety
     /// As [`publish`](Self::publish).
@@ -212,7 +279,7 @@ impl Producer {
         T::Error: Into<Error>,
         B: Into<Bytes>,
     {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
         let bodies: Vec<Bytes> = bodies.into_iter().map(Into::into).collect();
         if bodies.is_empty() {
             return Ok(());
@@ -220,15 +287,12 @@ impl Producer {
         for body in &bodies {
             self.check_body(body)?;
         }
-        let size = command::mpub_body_len(bodies.iter().map(Bytes::len));
-        let limit = self.shared.limits.body_size;
-        if size > limit {
-            return Err(Error::invalid(format!(
-                "the {} messages make {size} bytes, more than max_body_size ({limit}): publish them in several calls",
-                bodies.len()
-            )));
+        let limit = self.shared.limits.body_size.min(self.shared.lanes.learnt_body_size());
+        let mut parts = parts::parts(bodies, limit);
+        match parts.pop() {
+            Some(whole) if parts.is_empty() => self.submit(Some(topic), whole).await,
+            last => self.submit_parts(topic, parts.into_iter().chain(last)).await,
         }
-        self.submit(Some(topic), Payload::Many(bodies)).await
     }
 
     /// Publishes one message that nsqd delivers after `delay`, rounded up to a millisecond, and waits for nsqd's
@@ -247,14 +311,14 @@ impl Producer {
         T: TryInto<Topic>,
         T::Error: Into<Error>,
     {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.counted(topic.try_into().map_err(Into::into))?;
         let body = body.into();
         self.check_body(&body)?;
         let most = self.shared.limits.delay;
         if delay > most {
-            return Err(Error::invalid(format!(
+            return self.counted(Err(Error::invalid(format!(
                 "the delay of {delay:?} is longer than max_req_timeout ({most:?}), the most that nsqd accepts"
-            )));
+            ))));
         }
         self.submit(Some(topic), Payload::Deferred { delay, body }).await
     }
@@ -300,19 +364,13 @@ impl Producer {
     /// The addresses of the nsqds, as configured or discovered.
     #[must_use]
     pub fn nsqds(&self) -> Vec<Arc<str>> {
-        match &self.shared.lanes {
-            Lanes::One(lane) => vec![Arc::clone(&lane.address)],
-            Lanes::Many(pool) => pool.lanes().iter().map(|lane| Arc::clone(&lane.address)).collect(),
-        }
+        self.shared.lanes.addresses()
     }
 
     /// Whether there is a connection, to any nsqd, at this moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        match &self.shared.lanes {
-            Lanes::One(lane) => lane.is_connected(),
-            Lanes::Many(pool) => pool.is_connected(),
-        }
+        self.shared.lanes.is_connected()
     }
 
     /// Waits until there is a connection to any nsqd.
@@ -328,13 +386,43 @@ impl Producer {
     /// # Cancel safety
     /// Dropping the future changes nothing.
     pub async fn ready(&self, deadline: Duration) -> Result<()> {
-        match &self.shared.lanes {
-            Lanes::One(lane) => match timeout(deadline, lane.connected()).await {
-                Ok(connected) => connected,
-                Err(_elapsed) => Err(not_ready(&[lane], None, Some(deadline))),
-            },
-            Lanes::Many(pool) => pool.ready(deadline).await,
-        }
+        self.shared.lanes.ready(deadline).await
+    }
+
+    /// Waits until every publish that was accepted before this call, of all clones, has its outcome; those that are
+    /// still waiting for room are not accepted yet. What failed does not fail the flush: it was told to its caller, or
+    /// to [`on_failure`](ProducerBuilder::on_failure), which has returned when the flush does.
+    ///
+    /// A batch that [lingers](ProducerBuilder::linger) leaves at once.
+    ///
+    /// With several nsqds, those that wait for room or for a connection are waited for as well. There a publish goes on
+    /// only while its future is polled; one that nobody polls keeps the flush until its deadline.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] after `deadline`, with how much is left. That stays pending.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn flush(&self, deadline: Duration) -> Result<()> {
+        let at = ends_at(Instant::now(), deadline);
+        self.shared.lanes.flush(at).await.map_err(|left| {
+            let text = format!(
+                "the flush did not end within {deadline:?}: {} publishes wait to be sent, {} for nsqd's answer, and {} \
+                 failures for on_failure",
+                left.waiting, left.unanswered, left.untold
+            );
+            let error = Error::new(ErrorKind::TimedOut, Step::Publish, text);
+            match &self.shared.lanes {
+                Lanes::One(lane) => error.at(&lane.address),
+                Lanes::Many(_) => error,
+            }
+        })
+    }
+
+    /// How the producer is doing at this moment. It waits for nothing, and copies some 11 KiB for each nsqd.
+    #[must_use]
+    pub fn stats(&self) -> ProducerStats {
+        self.shared.lanes.stats(&self.shared.local)
     }
 
     /// Ends the producer: accepts nothing more, sends what is pending, waits for the answers, and closes the
@@ -347,19 +435,7 @@ impl Producer {
     /// # Cancel safety
     /// Dropping the future leaves the producer ending: it accepts nothing more and goes on with what is pending.
     pub async fn shutdown(&self, deadline: Duration) -> ProducerReport {
-        let leftover = match &self.shared.lanes {
-            Lanes::One(lane) => {
-                lane.drain(SHUT_DOWN);
-                match timeout(deadline, lane.ended()).await {
-                    Ok(leftover) => leftover,
-                    Err(_elapsed) => {
-                        lane.stop();
-                        lane.ended().await
-                    }
-                }
-            }
-            Lanes::Many(pool) => pool.shutdown(deadline).await,
-        };
+        let leftover = self.shared.lanes.shutdown(deadline).await;
         ProducerReport {
             not_sent: leftover.not_sent,
             unknown: leftover.unknown,
@@ -367,30 +443,95 @@ impl Producer {
     }
 
     fn submit(&self, topic: Option<Topic>, payload: Payload) -> impl Future<Output = Result<()>> + Send + '_ {
-        let now = Instant::now();
-        // A timeout beyond what the clock can tell is none; a century will do for it.
-        let deadline = now
-            .checked_add(self.publish_timeout)
-            .unwrap_or(now + Duration::from_secs(100 * 365 * 86_400));
-        let submitted = match &self.shared.lanes {
-            Lanes::One(lane) => Ok((lane.pipeline.submit(topic, payload, deadline), &lane.address)),
-            Lanes::Many(pool) => Err(Box::pin(async move {
-                match topic {
-                    Some(topic) => pool.publish(topic, payload, deadline).await,
-                    None => pool.ping(deadline).await,
+        self.shared.lanes.submit(topic, payload, self.span())
+    }
+
+    /// Submits parts of one batch, in order, and waits for all.
+    async fn submit_parts(&self, topic: Topic, parts: impl Iterator<Item = Payload> + Send) -> Result<()> {
+        let mut verdict = Verdict::default();
+        let mut pending = Vec::new();
+        for part in parts {
+            let messages = part.messages();
+            let mut submitted = Box::pin(self.submit(Some(topic.clone()), part));
+            // Polled before the next one is made: if there is no room for it, it stands in line before the next.
+            match poll_fn(|cx| Poll::Ready(submitted.as_mut().poll(cx))).await {
+                Poll::Ready(outcome) => verdict.add(messages, outcome),
+                Poll::Pending => pending.push((messages, submitted)),
+            }
+        }
+        poll_fn(|cx| {
+            pending.retain_mut(|(messages, submitted)| match submitted.as_mut().poll(cx) {
+                Poll::Ready(outcome) => {
+                    verdict.add(*messages, outcome);
+                    false
                 }
-            })),
+                Poll::Pending => true,
+            });
+            if pending.is_empty() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        verdict.into_result()
+    }
+
+    /// Puts a sink's message into the queue; if there is no room yet, the future does so.
+    fn send_for(
+        &self,
+        tally: &Arc<Tally>,
+        topic: Topic,
+        body: Bytes,
+    ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        tally.begin();
+        let refused = {
+            let (tally, topic) = (Arc::clone(tally), topic.clone());
+            move |queued: Result<()>| {
+                if let Err(error) = queued {
+                    let mut wakers = Vec::new();
+                    tally.resolve(Some(&topic), &Err(error), &mut wakers);
+                    wakers.into_iter().for_each(Waker::wake);
+                }
+            }
         };
-        async {
-            match submitted {
-                Ok((one, address)) => one.await.map_err(|error| error.at(address)),
-                Err(many) => many.await,
+        let (span, tally) = (self.span(), Some(Arc::clone(tally)));
+        match self.shared.lanes.try_detach(Detached { topic, body, tally }, span) {
+            Ok(queued) => {
+                refused(queued);
+                None
+            }
+            Err(back) => {
+                let shared = Arc::clone(&self.shared);
+                Some(Box::pin(async move { refused(shared.lanes.detach(back, span).await) }))
             }
         }
     }
 
+    fn span(&self) -> Span {
+        let begun = Instant::now();
+        Span {
+            begun,
+            deadline: ends_at(begun, self.publish_timeout),
+        }
+    }
+
+    /// Counts what is refused here.
+    fn counted<T>(&self, checked: Result<T>) -> Result<T> {
+        if checked.is_err() {
+            self.shared.local.handle_invalid();
+        }
+        checked
+    }
+
     fn check_body(&self, body: &Bytes) -> Result<()> {
-        let limit = self.shared.limits.msg_size;
+        self.counted(self.shared.limits.check(body))
+    }
+}
+
+impl Limits {
+    fn check(&self, body: &Bytes) -> Result<()> {
+        let limit = self.msg_size;
         if body.is_empty() {
             return Err(Error::invalid("the message is empty, which nsqd does not accept"));
         }
@@ -411,4 +552,11 @@ impl fmt::Debug for Producer {
             .field("connected", &self.is_connected())
             .finish_non_exhaustive()
     }
+}
+
+/// A timeout beyond what the clock can tell is none; a century will do for it.
+fn ends_at(begun: Instant, timeout: Duration) -> Instant {
+    begun
+        .checked_add(timeout)
+        .unwrap_or(begun + Duration::from_secs(100 * 365 * 86_400))
 }

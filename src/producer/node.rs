@@ -1,13 +1,15 @@
 //! The task that keeps a producer connected to its nsqd.
 
 use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::batch::{Encoding, Turns};
 use super::bell::Bell;
@@ -121,6 +123,10 @@ impl Node {
                 }
                 Err(error) => error,
             };
+            // What ends a connection with a refusal is the same nsqd; otherwise it may come back with other limits.
+            if error.kind() != ErrorKind::Rejected {
+                self.pipeline.forget_limits();
+            }
             if self.is_over() {
                 break;
             }
@@ -154,6 +160,7 @@ impl Node {
     ) -> Result<()> {
         tracing::info!(nsqd = %self.address, "producer connected");
         self.pipeline.set_unreachable(None);
+        self.pipeline.traffic.handle_connected();
         self.link.send_replace(Link::Connected);
         if let Some(notices) = &self.notices {
             notices.up.ring();
@@ -213,12 +220,15 @@ struct PublishRole {
     wakers: Vec<Waker>,
     /// nsqd refused a command and acts on nothing behind it, so that can be sent again.
     refused: bool,
-    /// The messages of a refused batch, to be sent again one by one.
+    /// What is left of a refused batch, to be sent again.
     apart: Vec<Entry>,
+    /// Wakes the driver when a batch has lingered long enough.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl PublishRole {
-    fn new(pipeline: Arc<Pipeline>, encoding: Encoding) -> Self {
+    fn new(pipeline: Arc<Pipeline>, mut encoding: Encoding) -> Self {
+        encoding.max_body_size = encoding.max_body_size.min(pipeline.learnt().body_size);
         Self {
             pipeline,
             encoding,
@@ -228,7 +238,39 @@ impl PublishRole {
             wakers: Vec::new(),
             refused: false,
             apart: Vec::new(),
+            linger: None,
         }
+    }
+
+    /// Has the driver woken at this time. Ready if it has come.
+    fn poll_lingered(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.linger.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// A batch was refused because of one of its messages, or of its size. Returns whether others than the guilty ones
+    /// are to be sent again.
+    fn take_apart(&mut self, refusal: &Error, text: &str) -> bool {
+        let learnt = self.pipeline.learn(text);
+        if self.turns.oldest().len() < 2 {
+            return false;
+        }
+        let refused = self.turns.take_oldest();
+        let (mut guilty, mut rest): (Vec<_>, Vec<_>) = refused
+            .into_iter()
+            .partition(|entry| learnt.is_some_and(|limits| limits.exceeds_msg_size(&entry.payload)));
+        let one_is_to_blame = refusal.code() == Some(ErrorCode::BadMessage) || learnt.is_none();
+        if guilty.is_empty() && one_is_to_blame {
+            // A batch is all or nothing, and only one of its messages is to blame: sent apart, it will be found.
+            rest.iter_mut().for_each(|entry| entry.alone = true);
+        }
+        self.pipeline
+            .resolve(&mut guilty, &Err(refusal.clone()), &mut self.wakers);
+        self.apart = rest;
+        true
     }
 
     fn resolve(&mut self, outcome: &Result<()>) -> Result<()> {
@@ -275,6 +317,7 @@ impl PublishRole {
         }
         self.apart.append(&mut lost.unsent);
         self.pipeline.put_back(self.apart);
+        self.pipeline.refuse_oversized();
         self.wakers.drain(..).for_each(Waker::wake);
         unknown
     }
@@ -297,9 +340,15 @@ impl Role for PublishRole {
             Taken::Entries => {
                 self.expected = 0;
                 self.yields = 0;
-                self.turns.encode(&self.encoding, out);
+                let (batches, messages) = self.turns.encode(&self.encoding, out);
+                self.pipeline.traffic.handle_sent(batches, messages);
                 Queued::Commands
             }
+            // Once the time has come, the next look finds that it has.
+            Taken::Lingers(until) => match self.poll_lingered(until, cx) {
+                Poll::Ready(()) => Queued::SoonMore,
+                Poll::Pending => Queued::Nothing,
+            },
             Taken::FewerThanExpected => {
                 self.yields += 1;
                 Queued::SoonMore
@@ -335,11 +384,10 @@ impl Role for PublishRole {
         let oldest = self.turns.oldest();
         let refusal = Error::rejected(oldest.first().map_or(Step::Read, Entry::step), text);
         let about_one_message = matches!(code, ErrorCode::BadMessage | ErrorCode::BadBody);
-        if about_one_message && oldest.len() > 1 {
-            // A batch is all or nothing, and only one of its messages is to blame: sent apart, it will be found.
-            self.apart = self.turns.take_oldest();
-            self.apart.iter_mut().for_each(|entry| entry.alone = true);
-        } else if !oldest.is_empty() {
+        let answered = !oldest.is_empty();
+        if about_one_message && self.take_apart(&refusal, text) {
+            // The rest of the batch goes back to the queue when the connection has ended.
+        } else if answered {
             let outcome = if may_be_stored_in_part(code, text) {
                 Error::new(
                     ErrorKind::Unknown,

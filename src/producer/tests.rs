@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::stats::Counts;
 use super::{Lanes, Producer};
 use crate::config::ConnectionConfig;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ErrorCode, Frame, encode_frame};
 use crate::transport::{BoxIo, Connecting, Connector};
 
@@ -31,6 +32,8 @@ enum Kind {
     Many(u8),
     Deferred,
     Ping,
+    /// Fire and forget.
+    Enqueue,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ enum Op {
         timeout_ms: u64,
         guilty: bool,
     },
+    /// Flushes, within so many milliseconds.
+    Flush(u64),
     /// Drops the future of one of the publishes.
     Drop(prop::sample::Index),
     /// nsqd takes so many bytes off the wire and acts on what is complete.
@@ -66,6 +71,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => (1u8..=8).prop_map(Kind::Many),
         1 => Just(Kind::Deferred),
         1 => Just(Kind::Ping),
+        4 => Just(Kind::Enqueue),
     ];
     let size = prop_oneof![4 => Just(5usize), 2 => Just(60), 2 => Just(900), 1 => Just(5_000)];
     let timeout_ms = prop_oneof![1 => 0u64..50, 2 => 50u64..3_000, 3 => Just(30_000)];
@@ -81,6 +87,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     let amount = prop_oneof![1usize..10, 10usize..200, Just(100_000)];
     prop_oneof![
         12 => publish,
+        1 => prop_oneof![Just(0u64), Just(100), Just(600_000)].prop_map(Op::Flush),
         2 => any::<prop::sample::Index>().prop_map(Op::Drop),
         6 => amount.clone().prop_map(Op::Read),
         5 => amount.prop_map(Op::Answer),
@@ -100,14 +107,29 @@ struct Setup {
     capacity: usize,
     max_messages: u32,
     batching: bool,
+    /// In milliseconds, with how many messages are enough.
+    linger: Option<(u64, usize)>,
+    /// The largest message that nsqd accepts, of which the producer knows nothing at first.
+    max_msg_size: usize,
 }
 
 fn any_setup() -> impl Strategy<Value = Setup> {
     let capacity = prop_oneof![Just(16usize), Just(100), Just(1_500), Just(65_536)];
-    (capacity, prop_oneof![Just(6u32), Just(40)], any::<bool>()).prop_map(|(capacity, max_messages, batching)| Setup {
+    let linger = prop_oneof![2 => Just(None), 1 => (1u64..200, 1usize..6).prop_map(Some)];
+    let max_msg_size = prop_oneof![Just(usize::MAX), Just(1_000)];
+    let all = (
+        capacity,
+        prop_oneof![Just(6u32), Just(40)],
+        any::<bool>(),
+        linger,
+        max_msg_size,
+    );
+    all.prop_map(|(capacity, max_messages, batching, linger, max_msg_size)| Setup {
         capacity,
         max_messages,
-        batching,
+        batching: batching || linger.is_some(),
+        linger,
+        max_msg_size,
     })
 }
 
@@ -156,7 +178,8 @@ struct Nsqd {
     incoming: mpsc::UnboundedReceiver<DuplexStream>,
     connection: Option<ServerSide>,
     refuse_next: bool,
-    ledger: Ledger,
+    max_msg_size: usize,
+    ledger: Arc<Mutex<Ledger>>,
 }
 
 struct ServerSide {
@@ -208,9 +231,13 @@ impl Nsqd {
             let ids = bodies
                 .iter()
                 .map(|body| u32::from_be_bytes(body[..4].try_into().unwrap()));
+            let too_big = bodies.iter().find(|body| body.len() > self.max_msg_size);
             let guilty = bodies.iter().any(|body| body[4] == 1);
-            let refusal = if guilty {
-                Some(format!("E_BAD_MESSAGE {command} message too big"))
+            let refusal = if let Some(body) = too_big {
+                let (size, most) = (body.len(), self.max_msg_size);
+                Some(format!("E_BAD_MESSAGE {command} message too big {size} > {most}"))
+            } else if guilty {
+                Some(format!("E_BAD_MESSAGE {command} invalid message body size 0"))
             } else if command != "IDENTIFY" && std::mem::take(&mut self.refuse_next) {
                 Some("E_UNAUTHORIZED AUTH failed".to_owned())
             } else {
@@ -218,11 +245,15 @@ impl Nsqd {
             };
             let answer = match refusal {
                 None => {
-                    self.ledger.accepted.extend(ids.map(|id| (topic.clone(), id)));
+                    self.ledger
+                        .lock()
+                        .unwrap()
+                        .accepted
+                        .extend(ids.map(|id| (topic.clone(), id)));
                     Frame::Response("OK".into())
                 }
                 Some(text) => {
-                    self.ledger.refused.extend(ids);
+                    self.ledger.lock().unwrap().refused.extend(ids);
                     connection.refused = true;
                     Frame::Error(text.into())
                 }
@@ -294,6 +325,8 @@ struct Call {
     ids: Vec<u32>,
     kind: Kind,
     guilty: bool,
+    /// Larger than what nsqd accepts.
+    too_big: bool,
     task: JoinHandle<Result<()>>,
 }
 
@@ -303,6 +336,13 @@ struct World {
     calls: Vec<Call>,
     next_id: u32,
     late: Arc<AtomicUsize>,
+    /// What the hook was told of.
+    told: Arc<Mutex<Vec<(u32, Error)>>>,
+    flushes: Vec<JoinHandle<()>>,
+    /// What was enqueued.
+    taken: Arc<Mutex<Vec<u32>>>,
+    /// Messages that were confirmed after the life had ended.
+    confirmed_later: u64,
 }
 
 impl World {
@@ -314,8 +354,17 @@ impl World {
             accepting: Arc::clone(&accepting),
             opened,
         };
+        let told: Arc<Mutex<Vec<(u32, Error)>>> = Arc::default();
+        let hears = Arc::clone(&told);
+        let (linger, enough) = setup.linger.unwrap_or((0, 1));
         let connecting = tokio::spawn(
             Producer::builder()
+                .linger(Duration::from_millis(linger))
+                .linger_messages(enough)
+                .on_failure(move |failure| {
+                    let id = u32::from_be_bytes(failure.body[..4].try_into().unwrap());
+                    hears.lock().unwrap().push((id, failure.error.clone()));
+                })
                 .nsqd("nsqd:4150")
                 .connection(
                     ConnectionConfig::new()
@@ -333,7 +382,8 @@ impl World {
             incoming,
             connection: None,
             refuse_next: false,
-            ledger: Ledger::default(),
+            max_msg_size: setup.max_msg_size,
+            ledger: Arc::default(),
         };
         while !connecting.is_finished() {
             nsqd.serve().await;
@@ -344,6 +394,10 @@ impl World {
             calls: Vec::new(),
             next_id: 0,
             late: Arc::default(),
+            told,
+            flushes: Vec::new(),
+            taken: Arc::default(),
+            confirmed_later: 0,
         }
     }
 
@@ -355,7 +409,7 @@ impl World {
             body
         };
         let bodies: Vec<Vec<u8>> = match kind {
-            Kind::One | Kind::Deferred => vec![body(guilty)],
+            Kind::One | Kind::Deferred | Kind::Enqueue => vec![body(guilty)],
             // The last one of them.
             Kind::Many(count) => (1..=count).map(|n| body(guilty && n == count)).collect(),
             Kind::Ping => Vec::new(),
@@ -363,6 +417,7 @@ impl World {
         let ids = (self.next_id - bodies.len() as u32..self.next_id).collect();
         let producer = self.producer.with_publish_timeout(allowed);
         let late = Arc::clone(&self.late);
+        let (taken, id) = (Arc::clone(&self.taken), self.next_id - bodies.len() as u32);
         let task = tokio::spawn(async move {
             let begun = Instant::now();
             let first = bodies.first().cloned().unwrap_or_default();
@@ -371,20 +426,53 @@ impl World {
                 Kind::Many(_) => producer.publish_many(topic, bodies).await,
                 Kind::Deferred => producer.publish_deferred(topic, Duration::from_millis(7), first).await,
                 Kind::Ping => producer.ping().await,
+                Kind::Enqueue => producer.enqueue(topic, first).await,
             };
             // The timer counts in whole milliseconds.
             if begun.elapsed() > allowed + Duration::from_millis(2) {
                 late.fetch_add(1, Ordering::Relaxed);
             }
+            if outcome.is_ok() && matches!(kind, Kind::Enqueue) {
+                taken.lock().unwrap().push(id);
+            }
             outcome
         });
-        let guilty = guilty && !matches!(kind, Kind::Ping);
+        let is_ping = matches!(kind, Kind::Ping);
         self.calls.push(Call {
             ids,
             kind,
-            guilty,
+            guilty: guilty && !is_ping,
+            too_big: size > self.nsqd.max_msg_size && !is_ping,
             task,
         });
+    }
+
+    /// Flushes; once that is done, nsqd has or the hook knows what was enqueued before.
+    fn flush(&mut self, allowed: Duration) {
+        let (producer, told, ledger) = (
+            self.producer.clone(),
+            Arc::clone(&self.told),
+            Arc::clone(&self.nsqd.ledger),
+        );
+        let enqueued = self.taken.lock().unwrap().clone();
+        self.flushes.push(tokio::spawn(async move {
+            let begun = Instant::now();
+            match producer.flush(allowed).await {
+                Ok(()) => {
+                    let (told, ledger) = (told.lock().unwrap(), ledger.lock().unwrap());
+                    for id in enqueued {
+                        let known = told.iter().any(|(other, _)| *other == id)
+                            || ledger.accepted.iter().any(|(_, other)| *other == id);
+                        assert!(known, "{id} was left by a flush");
+                    }
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::TimedOut),
+            }
+            assert!(
+                begun.elapsed() <= allowed + Duration::from_millis(2),
+                "a flush took too long"
+            );
+        }));
     }
 
     async fn apply(&mut self, op: Op) {
@@ -396,6 +484,7 @@ impl World {
                 timeout_ms,
                 guilty,
             } => self.publish(kind, TOPICS[topic], size, Duration::from_millis(timeout_ms), guilty),
+            Op::Flush(millis) => self.flush(Duration::from_millis(millis)),
             Op::Drop(which) => {
                 if !self.calls.is_empty() {
                     which.get(&self.calls).task.abort();
@@ -428,7 +517,9 @@ impl World {
     }
 
     fn is_quiet(&self) -> bool {
-        self.calls.iter().all(|call| call.task.is_finished()) && self.producer.pipeline().is_empty()
+        self.calls.iter().all(|call| call.task.is_finished())
+            && self.flushes.iter().all(JoinHandle::is_finished)
+            && self.producer.pipeline().is_empty()
     }
 
     async fn finish(&mut self, finish: Finish) {
@@ -446,6 +537,7 @@ impl World {
                 }
                 assert!(self.calls.last_mut().unwrap().task.await_now().is_ok());
                 self.calls.pop();
+                self.confirmed_later = 8;
             }
             Finish::Shutdown(millis) => {
                 let allowed = Duration::from_millis(millis);
@@ -472,6 +564,9 @@ impl World {
             self.calls.iter().all(|call| call.task.is_finished()),
             "a publish has not resolved"
         );
+        for flush in self.flushes.drain(..) {
+            flush.now_or_never().expect("a flush has not ended").unwrap();
+        }
         self.producer.pipeline().assert_nothing_is_left();
         assert_eq!(
             self.late.load(Ordering::Relaxed),
@@ -482,7 +577,7 @@ impl World {
 
     /// Compares what the callers were told with what nsqd did.
     async fn judge(self) {
-        let ledger = &self.nsqd.ledger;
+        let ledger = self.nsqd.ledger.lock().unwrap();
         let mut count: HashMap<u32, usize> = HashMap::new();
         let mut newest: HashMap<&str, u32> = HashMap::new();
         for (topic, id) in &ledger.accepted {
@@ -495,39 +590,91 @@ impl World {
             count.values().all(|count| *count == 1),
             "a message was published twice: {count:?}"
         );
-        for call in self.calls {
+        let mut told: HashMap<u32, Error> = HashMap::new();
+        for (id, error) in self.told.lock().unwrap().drain(..) {
+            assert!(told.insert(id, error).is_none(), "the hook was told twice of {id}");
+        }
+        let mut counts = Counts::default();
+        counts.count(&Ok(()), self.confirmed_later as u32);
+        let mut dropped = false;
+        for mut call in self.calls {
             let accepted = call.ids.iter().filter(|id| count.contains_key(id)).count();
             let refused = call.ids.iter().any(|id| ledger.refused.contains(id));
+            let text = format!("{:?} of {:?}, {accepted} accepted", call.ids, call.kind);
             assert!(
                 accepted == 0 || accepted == call.ids.len(),
                 "half a command was accepted"
             );
-            let told = format!("{:?} of {:?}, {accepted} accepted", call.ids, call.kind);
-            let Ok(outcome) = call.task.await else { continue };
-            match outcome {
-                Ok(()) => assert!(accepted == call.ids.len() && !call.guilty, "Ok: {told}"),
-                Err(error) => match error.kind() {
-                    ErrorKind::NotSent => assert!(accepted == 0, "not sent: {told}"),
-                    ErrorKind::Rejected => {
-                        assert!(accepted == 0 && refused, "rejected: {told}");
-                        let own_fault = error.code() == Some(ErrorCode::BadMessage);
-                        assert_eq!(own_fault, call.guilty, "blamed for another's message: {told}");
+            let outcome = match (call.kind, call.task.await_now_or_cancelled()) {
+                (Kind::Enqueue, outcome) => match (outcome, told.remove(&call.ids[0])) {
+                    (Some(Ok(())), Some(failure)) => Some(Err(failure)),
+                    (outcome, failure) => {
+                        assert!(failure.is_none(), "told of what was not taken: {text}");
+                        assert!(outcome.is_some() || accepted == 0, "taken and not told: {text}");
+                        outcome
                     }
-                    ErrorKind::Unknown => {}
-                    other => panic!("{other:?} is no outcome of a valid publish: {told}"),
                 },
-            }
+                (_, outcome) => outcome,
+            };
+            let Some(outcome) = outcome else {
+                dropped = true;
+                continue;
+            };
+            counts.count(&outcome, call.ids.len() as u32);
+            judge_one(&call, &outcome, accepted, refused, &text);
         }
+        assert!(told.is_empty(), "the hook was told of {told:?}");
+        let stats = self.producer.stats();
+        let told = Counts {
+            ok: stats.ok,
+            rejected: stats.rejected,
+            not_sent: stats.not_sent,
+            unknown: stats.unknown,
+            invalid: stats.invalid,
+        };
+        assert!(
+            dropped || told == counts,
+            "the stats tell {told:?}, the callers {counts:?}"
+        );
+    }
+}
+
+fn judge_one(call: &Call, outcome: &Result<()>, accepted: usize, refused: bool, text: &str) {
+    let own_fault = call.guilty || call.too_big;
+    match outcome.as_ref().map_err(Error::kind) {
+        Ok(()) => assert!(accepted == call.ids.len() && !own_fault, "Ok: {text}"),
+        Err(ErrorKind::NotSent) => assert!(accepted == 0, "not sent: {text}"),
+        Err(ErrorKind::Invalid) => assert!(accepted == 0 && call.too_big, "invalid: {text}"),
+        Err(ErrorKind::Rejected) => {
+            assert!(accepted == 0 && refused, "rejected: {text}");
+            let blamed = outcome
+                .as_ref()
+                .is_err_and(|error| error.code() == Some(ErrorCode::BadMessage));
+            assert_eq!(blamed, own_fault, "blamed for another's message: {text}");
+        }
+        Err(ErrorKind::Unknown) => {}
+        Err(other) => panic!("{other:?} is no outcome of a valid publish: {text}"),
     }
 }
 
 trait AwaitNow {
     fn await_now(&mut self) -> Result<()>;
+
+    /// `None` if its caller has dropped it.
+    fn await_now_or_cancelled(&mut self) -> Option<Result<()>>;
 }
 
 impl AwaitNow for JoinHandle<Result<()>> {
     fn await_now(&mut self) -> Result<()> {
         self.now_or_never().expect("it has finished").unwrap()
+    }
+
+    fn await_now_or_cancelled(&mut self) -> Option<Result<()>> {
+        match self.now_or_never().expect("it has finished") {
+            Ok(outcome) => Some(outcome),
+            Err(error) if error.is_cancelled() => None,
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
@@ -555,7 +702,7 @@ fn live(setup: Setup, ops: Vec<Op>, finish: Finish) {
 }
 
 #[test]
-fn p3_p4_random_lives_resolve_each_publish_once_and_truthfully() {
+fn p3_p4_lesson_16_random_lives_resolve_each_publish_once_and_truthfully() {
     let finish = prop_oneof![
         3 => Just(Finish::Recovery),
         2 => (0u64..5_000).prop_map(Finish::Shutdown),
@@ -577,7 +724,7 @@ fn p3_p4_random_lives_resolve_each_publish_once_and_truthfully() {
 }
 
 #[test]
-fn a_producer_is_to_be_shared() {
+fn lesson_21_a_producer_is_to_be_shared() {
     fn shared<T: Clone + Send + Sync + 'static>() {}
     shared::<Producer>();
 }

@@ -115,14 +115,16 @@ async fn p6_what_nsqd_would_refuse_is_refused_here_and_the_connection_stays() {
         producer.publish("orders", "").await,
         producer.publish("orders", too_large.clone()).await,
         producer.publish_many("orders", vec![vec![b'x'], too_large]).await,
-        producer.publish_many("orders", vec![largest.clone(); 6]).await,
         producer
             .publish_deferred("orders", Duration::from_secs(3601), "x")
             .await,
     ] {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid);
     }
-    producer.publish("orders", largest).await.unwrap();
+    producer.publish("orders", largest.clone()).await.unwrap();
+    // More than max-body-size in all: it leaves in parts.
+    producer.publish_many("orders", vec![largest; 6]).await.unwrap();
+    assert_eq!(nsqd.topic_message_count("orders").await, Some(7));
     producer
         .publish_deferred("orders", Duration::from_secs(3600), "x")
         .await
@@ -158,6 +160,39 @@ async fn p6_an_nsqd_with_lower_limits_rejects_the_guilty_message_alone() {
         }
     }
     assert_eq!(nsqd.topic_message_count("orders").await, Some(49));
+
+    // nsqd has told its limit: no more of them costs a connection.
+    let mut again = JoinSet::new();
+    for _ in 0..20 {
+        let producer = producer.clone();
+        again.spawn(async move { producer.publish("orders", vec![b'x'; 101]).await });
+    }
+    for outcome in again.join_all().await {
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Invalid);
+    }
+    producer.publish("orders", vec![b'x'; 100]).await.unwrap();
+    assert_eq!(producer.stats().nsqds[0].reconnections, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_lesson_18_a_lower_max_body_size_is_learnt_from_the_real_nsqd() {
+    let Some(brokers) = Brokers::find_or_skip() else { return };
+    let nsqd = brokers.nsqd().flag("--max-body-size=2000").start().await;
+    let producer = Producer::connect(address(&nsqd)).await.unwrap();
+    let mut calls = JoinSet::new();
+    for _ in 0..200 {
+        let producer = producer.clone();
+        calls.spawn(async move { producer.publish("orders", vec![b'x'; 100]).await });
+    }
+    for outcome in calls.join_all().await {
+        outcome.unwrap();
+    }
+    producer
+        .publish_many("orders", vec![vec![b'x'; 100]; 100])
+        .await
+        .unwrap();
+    assert_eq!(nsqd.topic_message_count("orders").await, Some(300));
+    assert_eq!(producer.stats().nsqds[0].reconnections, 1);
 }
 
 /// What the body of a message asks of its handler. Counts the tries of the one that never works.

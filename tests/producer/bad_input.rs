@@ -210,7 +210,7 @@ async fn a_good_answer_before_bad_input_still_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_not_ok_or_not_asked_for_replaces_the_connection() {
+async fn lesson_05_an_answer_that_is_not_ok_or_not_asked_for_replaces_the_connection() {
     let mut nsqd = ScriptedNsqd::start();
     let (producer, mut peer) = nsqd.connect().await;
     type Send = fn(&mut Peer) -> std::pin::Pin<Box<dyn Future<Output = ()> + '_>>;

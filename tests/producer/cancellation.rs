@@ -71,7 +71,7 @@ async fn p4_dropped_while_queued_is_never_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn p4_dropped_after_sending_keeps_its_place_in_the_answers() {
+async fn p4_lesson_03_dropped_after_sending_keeps_its_place_in_the_answers() {
     let mut nsqd = ScriptedNsqd::start();
     let builder = nsqd.producer().batching(false);
     let (producer, mut peer) = nsqd.connect_with(builder).await;

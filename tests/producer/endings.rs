@@ -46,7 +46,7 @@ async fn kinds(all: Vec<tokio::task::JoinHandle<async_nsq::Result<()>>>) -> Vec<
 }
 
 #[tokio::test(start_paused = true)]
-async fn p3_a_lost_connection_resolves_or_sends_again_each_stage() {
+async fn p3_lesson_08_a_lost_connection_resolves_or_sends_again_each_stage() {
     let mut nsqd = ScriptedNsqd::start();
     let (producer, peer, all) = at_every_stage(&mut nsqd, 4).await;
     drop(peer);
@@ -85,7 +85,7 @@ async fn p3_an_outage_resolves_each_stage_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn p3_shutdown_sends_what_is_pending_and_closes() {
+async fn p3_lesson_11_shutdown_sends_what_is_pending_and_closes() {
     let mut nsqd = ScriptedNsqd::start();
     let (producer, mut peer, mut all) = at_every_stage(&mut nsqd, 10).await;
     let ending = tokio::spawn({

@@ -99,7 +99,7 @@ async fn n1_a_silent_peer_is_replaced_after_two_intervals() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n1_a_peer_that_takes_nothing_is_replaced_although_it_talks() {
+async fn n1_lesson_04_a_peer_that_takes_nothing_is_replaced_although_it_talks() {
     let mut nsqd = ScriptedNsqd::start();
     let connection = nsqd.connection().heartbeat_interval(10 * SECOND);
     let builder = nsqd.producer().connection(connection);
@@ -244,7 +244,7 @@ fn assert_backs_off(delays: &[Duration]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn n2_reconnects_for_ever_with_growing_delays_and_starts_over_when_healthy() {
+async fn n2_lesson_14_reconnects_for_ever_with_growing_delays_and_starts_over_when_healthy() {
     let mut nsqd = ScriptedNsqd::start();
     let dials = Dials::new(&nsqd);
     let builder = nsqd.producer().connection(nsqd.connection().connector(dials.clone()));

@@ -8,10 +8,18 @@ mod bad_input;
 mod batching;
 mod bounds;
 mod cancellation;
+mod detached;
 mod endings;
+mod flush;
+mod lessons;
+mod limits;
+mod linger;
 mod link;
 mod outcomes;
 mod pool;
+mod random;
+mod sink;
+mod stats;
 
 use std::error::Error as _;
 use std::future::{Future, poll_fn};

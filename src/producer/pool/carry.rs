@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::bell::Listener;
 use super::super::lane::Lane;
-use super::super::pipeline::{Manner, Payload};
+use super::super::pipeline::{Manner, Payload, Span};
 use super::mirror::Tally;
 use super::retry::{Attempts, Next};
 use super::routing::RoutedMessage;
-use super::{Pool, left};
+use super::{Inside, Pool, join, left};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
 
@@ -22,7 +22,7 @@ use crate::name::Topic;
 pub(super) struct Outgoing {
     topic: Topic,
     payload: Payload,
-    deadline: Instant,
+    span: Span,
 }
 
 impl Outgoing {
@@ -71,19 +71,36 @@ impl<'a> Journey<'a> {
     }
 }
 
+/// What waits for a connection.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) publishes: AtomicUsize,
+    pub(super) messages: AtomicUsize,
+    pub(super) bytes: AtomicUsize,
+}
+
 /// Counts a publish that waits for a connection.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting<'a> {
+    queue: &'a Queue,
+    messages: usize,
+    bytes: usize,
+}
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
+    fn new(queue: &'a Queue, payload: &Payload) -> Self {
+        let (messages, bytes) = (payload.messages(), payload.size());
+        queue.publishes.fetch_add(1, Ordering::SeqCst);
+        queue.messages.fetch_add(messages, Ordering::Relaxed);
+        queue.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { queue, messages, bytes }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.queue.publishes.fetch_sub(1, Ordering::SeqCst);
+        self.queue.messages.fetch_sub(self.messages, Ordering::Relaxed);
+        self.queue.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -92,14 +109,20 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropping the future takes back what no nsqd's connection has taken. A copy that waits at an nsqd stays and is sent.
-    pub(in crate::producer) async fn publish(&self, topic: Topic, payload: Payload, deadline: Instant) -> Result<()> {
-        let _inside = self.enter()?;
-        self.budget.deposit();
-        let message = Outgoing {
-            topic,
-            payload,
-            deadline,
+    pub(in crate::producer) async fn publish(&self, topic: Topic, payload: Payload, span: Span) -> Result<()> {
+        let messages = payload.messages();
+        let outcome = match Inside::enter(self) {
+            Ok(_inside) => self.carry_all(topic, payload, span).await,
+            Err(error) => Err(error),
         };
+        self.books.count(&outcome, messages);
+        outcome
+    }
+
+    /// As [`publish`](Self::publish), for a caller that keeps the books itself.
+    pub(super) async fn carry_all(&self, topic: Topic, payload: Payload, span: Span) -> Result<()> {
+        self.budget.deposit();
+        let message = Outgoing { topic, payload, span };
         if self.policy.copies.count == 1 {
             let journey = Journey::new(self.policy.at_least_once, None);
             self.carry(&message, None, journey).await
@@ -109,34 +132,23 @@ impl Pool {
     }
 
     /// Asks every nsqd that has a connection.
-    pub(in crate::producer) async fn ping(&self, deadline: Instant) -> Result<()> {
-        let _inside = self.enter()?;
+    pub(in crate::producer) async fn ping(&self, span: Span) -> Result<()> {
+        let _inside = Inside::enter(self)?;
         let mut up = self.notices.up.listen();
         let lanes = loop {
             let lanes = self.connected();
             if !lanes.is_empty() {
                 break lanes;
             }
-            self.wait_for_change(&mut up, deadline, None, Step::Ping).await?;
+            self.wait_for_change(&mut up, span.deadline, None, Step::Ping).await?;
         };
         let pings = lanes
             .iter()
-            .map(|lane| Box::pin(lane.submit(Manner::default(), None, Payload::Ping, deadline)));
-        let mut pings: Vec<_> = pings.collect();
+            .map(|lane| Box::pin(lane.submit(Manner::default(), None, Payload::Ping, span)));
         let mut worst: Result<()> = Ok(());
-        poll_fn(|cx| {
-            pings.retain_mut(|ping| match ping.as_mut().poll(cx) {
-                Poll::Ready(Err(error)) if worst.is_ok() || error.kind() == ErrorKind::Unknown => {
-                    worst = Err(error);
-                    false
-                }
-                outcome => outcome.is_pending(),
-            });
-            if pings.is_empty() {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
+        join(pings.collect(), |outcome| match outcome {
+            Err(error) if worst.is_ok() || error.kind() == ErrorKind::Unknown => worst = Err(error),
+            _ => {}
         })
         .await;
         worst
@@ -152,8 +164,8 @@ impl Pool {
             };
             let manner = journey.attempts.manner(journey.claims.is_some());
             let (topic, payload) = (message.topic.clone(), message.payload.clone());
-            let outcome = lane.submit(manner, Some(topic), payload, message.deadline).await;
-            let left = self.left(message);
+            let outcome = lane.submit(manner, Some(topic), payload, message.span).await;
+            let left = self.left_after(&outcome, message);
             match journey
                 .attempts
                 .handle_outcome(outcome, left, &self.budget, fastrand::f64())
@@ -179,7 +191,7 @@ impl Pool {
         loop {
             let lanes = self.find(message, copies.least(), copies.count, &mut journey).await?;
             let outcome = self.send_copies(message, &lanes).await;
-            let left = self.left(message);
+            let left = self.left_after(&outcome, message);
             match journey
                 .attempts
                 .handle_outcome(outcome, left, &self.budget, fastrand::f64())
@@ -240,7 +252,7 @@ impl Pool {
             return Err(journey.attempts.give_up(error));
         }
         let mut up = self.notices.up.listen();
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = Waiting::new(&self.waiting, &message.payload);
         loop {
             // Again, since a connection may have come before the subscription to it.
             let found = self.choose_for(message, most, journey);
@@ -248,7 +260,7 @@ impl Pool {
                 return Ok(found);
             }
             let pause = (!journey.tried.is_empty()).then(|| journey.attempts.pause(fastrand::f64()));
-            let changed = self.wait_for_change(&mut up, message.deadline, pause, Step::Publish);
+            let changed = self.wait_for_change(&mut up, message.span.deadline, pause, Step::Publish);
             if let Err(error) = changed.await {
                 return Err(journey.attempts.give_up(error));
             }
@@ -301,12 +313,18 @@ impl Pool {
         }
     }
 
-    /// No time is left once the producer stops.
-    fn left(&self, message: &Outgoing) -> Duration {
-        if self.is_stopping() {
+    /// The time left for another attempt. None once the producer stops, nor for a batch that each nsqd would refuse for its
+    /// size by now: published again, it leaves in smaller parts.
+    fn left_after(&self, outcome: &Result<()>, message: &Outgoing) -> Duration {
+        let is_too_large = || {
+            let lanes = self.lanes();
+            !lanes.is_empty() && lanes.iter().all(|lane| !lane.takes(&message.payload))
+        };
+        let is_batch = matches!(message.payload, Payload::Many(_));
+        if self.is_stopping() || (outcome.is_err() && is_batch && is_too_large()) {
             Duration::ZERO
         } else {
-            left(message.deadline)
+            left(message.span.deadline)
         }
     }
 
@@ -322,8 +340,7 @@ impl Pool {
             ),
         };
         let error = Error::new(ErrorKind::NotSent, step, text);
-        let failure = lanes.iter().find_map(|lane| lane.failure());
-        match failure.or_else(|| self.discovery_failure()) {
+        match self.failure() {
             Some(failure) => error.because(failure),
             None => error,
         }

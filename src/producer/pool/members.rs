@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::super::lane::Lane;
-use super::Pool;
+use super::super::stats::{Past, ProducerStats};
 use super::routing::{RoutedMessage, RoutedNsqd};
+use super::{Counts, Pool};
 use crate::error::{Error, ErrorKind, Result, Step};
 
 /// Where an nsqd stands, if that is known.
@@ -22,6 +23,8 @@ pub(super) struct Members {
     present: Arc<[Member]>,
     /// Removed, with something still pending there.
     leaving: Vec<Arc<Lane>>,
+    /// What those did that were removed and have ended.
+    past: Past,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +33,19 @@ struct Member {
     place: Place,
     /// Given by address: it stays, whatever nsqlookupd says.
     pinned: bool,
+}
+
+impl Members {
+    fn forget_ended(&mut self) {
+        let past = &mut self.past;
+        self.leaving.retain(|lane| {
+            let ended = lane.has_ended();
+            if ended {
+                past.add(&lane.stats());
+            }
+            !ended
+        });
+    }
 }
 
 impl Member {
@@ -61,6 +77,48 @@ impl Pool {
         present.chain(&members.leaving).map(Arc::clone).collect()
     }
 
+    pub(in crate::producer) fn stats(&self) -> ProducerStats {
+        let (present, leaving, past) = {
+            let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+            (
+                Arc::clone(&members.present),
+                members.leaving.clone(),
+                members.past.clone(),
+            )
+        };
+        let mut stats = ProducerStats::new(self.books.counts(), past);
+        for member in present.iter() {
+            let node = member.lane.stats();
+            stats.add(&node);
+            stats.nsqds.push(node);
+        }
+        for lane in leaving {
+            stats.add(&lane.stats());
+        }
+        let Counts { retried, elsewhere } = &self.counts;
+        stats.retried = retried.load(Ordering::Relaxed);
+        stats.rerouted = elsewhere.load(Ordering::Relaxed);
+        stats.pending_messages += self.waiting.messages.load(Ordering::Relaxed);
+        stats.pending_bytes += self.waiting.bytes.load(Ordering::Relaxed);
+        stats
+    }
+
+    /// The smallest of the `max-body-size`s that the nsqds have told.
+    pub(in crate::producer) fn learnt_body_size(&self) -> usize {
+        let sizes = self
+            .present()
+            .iter()
+            .map(|member| member.lane.pipeline.learnt().body_size)
+            .min();
+        sizes.unwrap_or(usize::MAX)
+    }
+
+    /// A reason why an nsqd has no connection, or none is known.
+    pub(super) fn failure(&self) -> Option<Error> {
+        let failure = self.present().iter().find_map(|member| member.lane.failure());
+        failure.or_else(|| self.discovery_failure())
+    }
+
     pub(in crate::producer) fn is_connected(&self) -> bool {
         self.present().iter().any(|member| member.lane.is_connected())
     }
@@ -90,7 +148,7 @@ impl Pool {
             present.push(Member { lane, place, pinned });
         }
         members.present = present.into();
-        members.leaving.retain(|lane| !lane.has_ended());
+        members.forget_ended();
     }
 
     /// Removes an nsqd that was not given by address. What is pending there is still sent; what cannot be, goes elsewhere.
@@ -102,7 +160,7 @@ impl Pool {
             .cloned()
             .partition(|member| !member.pinned && *member.lane.address == *address);
         members.present = present.into();
-        members.leaving.retain(|lane| !lane.has_ended());
+        members.forget_ended();
         for member in gone {
             member.lane.drain("the nsqd is not announced any more");
             members.leaving.push(member.lane);

@@ -6,28 +6,39 @@
 //! An nsqd is healthy while it has a connection. One without is left alone by publishes; its lane dials it with backoff,
 //! which is the probe.
 
+mod books;
 mod carry;
+mod detached;
 mod discovery;
 mod members;
 mod mirror;
 mod retry;
 mod routing;
 
+use std::future::{Future, poll_fn};
+use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use self::books::Books;
+use self::carry::Queue;
+use self::detached::Desk;
 use self::discovery::Following;
 use self::members::Members;
 pub(super) use self::members::{Place, not_ready};
 pub(super) use self::mirror::Copies;
 use self::retry::Budget;
 pub use self::routing::{RoutedMessage, RoutedNsqd, Router, Routing};
+use super::ends_at;
 use super::lane::{Lane, LaneOptions, SHUT_DOWN};
 use super::node::{Leftover, Notices};
+use super::pipeline::Left;
 use crate::error::{Error, ErrorKind, Result, Step};
 
 /// How a pool chooses, copies and repeats.
@@ -47,8 +58,10 @@ pub(super) struct Pool {
     budget: Budget,
     counts: Counts,
     gate: Gate,
-    /// How many publishes wait for a connection.
-    waiting: AtomicUsize,
+    books: Books,
+    waiting: Queue,
+    /// Publishes that nobody waits for.
+    detached: Desk,
 }
 
 /// What the pool did on its own account, for the statistics.
@@ -72,19 +85,40 @@ struct Gate {
 }
 
 /// A publish under way.
-struct Inside<'a>(&'a Pool);
+struct Inside<P: Deref<Target = Pool>> {
+    pool: P,
+    generation: u64,
+}
 
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        let gate = &self.0.gate;
-        if gate.inside.fetch_sub(1, Ordering::SeqCst) == 1 && gate.closed.load(Ordering::SeqCst) {
-            self.0.drain();
+impl<P: Deref<Target = Pool>> Inside<P> {
+    fn enter(pool: P) -> Result<Self> {
+        pool.gate.inside.fetch_add(1, Ordering::SeqCst);
+        let generation = pool.books.enter();
+        let inside = Self { pool, generation };
+        if inside.pool.is_closed() {
+            return Err(Error::new(ErrorKind::NotSent, Step::Publish, SHUT_DOWN));
         }
+        Ok(inside)
+    }
+
+    fn count(&self, outcome: &Result<()>, messages: usize) {
+        self.pool.books.count(outcome, messages);
+    }
+}
+
+impl<P: Deref<Target = Pool>> Drop for Inside<P> {
+    fn drop(&mut self) {
+        let gate = &self.pool.gate;
+        if gate.inside.fetch_sub(1, Ordering::SeqCst) == 1 && gate.closed.load(Ordering::SeqCst) {
+            self.pool.drain();
+        }
+        self.pool.books.leave(self.generation);
     }
 }
 
 impl Pool {
     pub(super) fn new(policy: Policy, options: LaneOptions) -> Self {
+        let detached = Desk::new(options.bounds, options.on_failure.clone());
         Self {
             policy,
             options,
@@ -97,24 +131,14 @@ impl Pool {
             budget: Budget::new(),
             counts: Counts::default(),
             gate: Gate::default(),
-            waiting: AtomicUsize::new(0),
+            books: Books::default(),
+            waiting: Queue::default(),
+            detached,
         }
     }
 
-    /// How often a publish was repeated after an unknown outcome, and how often one, or one copy, went to another nsqd.
-    #[expect(dead_code, reason = "for the statistics")]
-    pub(super) fn counts(&self) -> (u64, u64) {
-        let Counts { retried, elsewhere } = &self.counts;
-        (retried.load(Ordering::Relaxed), elsewhere.load(Ordering::Relaxed))
-    }
-
-    fn enter(&self) -> Result<Inside<'_>> {
-        self.gate.inside.fetch_add(1, Ordering::SeqCst);
-        let inside = Inside(self);
-        if self.gate.closed.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::NotSent, Step::Publish, SHUT_DOWN));
-        }
-        Ok(inside)
+    fn is_closed(&self) -> bool {
+        self.gate.closed.load(Ordering::SeqCst)
     }
 
     fn is_stopping(&self) -> bool {
@@ -132,6 +156,7 @@ impl Pool {
     fn close(&self) {
         self.gate.closed.store(true, Ordering::SeqCst);
         self.stop_following();
+        self.detached.room.close();
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
             self.drain();
         }
@@ -139,11 +164,14 @@ impl Pool {
 
     pub(super) async fn shutdown(&self, deadline: Duration) -> Leftover {
         self.close();
+        let at = ends_at(Instant::now(), deadline);
         let lanes = self.all_lanes();
-        if let Ok(leftover) = timeout(deadline, all_ended(&lanes)).await {
-            return leftover;
+        if self.books.flush(at).await.is_ok() {
+            if let Ok(leftover) = timeout_at(at, all_ended(&lanes)).await {
+                return leftover;
+            }
         }
-        let waited = self.waiting.load(Ordering::SeqCst);
+        let waited = self.waiting.publishes.load(Ordering::SeqCst);
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -152,7 +180,44 @@ impl Pool {
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
         leftover.not_sent += waited;
+        // Not those with a caller: it may never look.
+        self.detached.all_ended().await;
         leftover
+    }
+
+    /// Waits until every publish that has begun before has ended, with its copies, and its failure is told.
+    pub(super) async fn flush(&self, deadline: Instant) -> Result<(), Left> {
+        // At the same time, so that no batch lingers while it is waited for.
+        let (lanes, books) = (self.flush_lanes(deadline), self.books.flush(deadline));
+        let (mut left, unresolved) = tokio::join!(lanes, books);
+        if unresolved.is_ok() && left.is_none() && self.policy.copies.count > 1 {
+            // Copies beyond a quorum.
+            left = self.flush_lanes(deadline).await;
+        }
+        let unresolved = unresolved.err().unwrap_or(0);
+        if left.is_none() && unresolved == 0 {
+            return Ok(());
+        }
+        let mut left = left.unwrap_or_default();
+        left.untold = self.detached.untold();
+        // What is at no nsqd waits for a connection, or for its turn after a pause.
+        left.waiting += unresolved.saturating_sub(left.waiting + left.unanswered + left.untold);
+        Err(left)
+    }
+
+    async fn flush_lanes(&self, deadline: Instant) -> Option<Left> {
+        let lanes = self.all_lanes();
+        let mut sum: Option<Left> = None;
+        let flushes = lanes.iter().map(|lane| Box::pin(lane.flush(deadline)));
+        join(flushes.collect(), |flushed| {
+            if let Err(left) = flushed {
+                let sum = sum.get_or_insert_default();
+                sum.waiting += left.waiting;
+                sum.unanswered += left.unanswered;
+            }
+        })
+        .await;
+        sum
     }
 
     /// Waits until any nsqd has a connection.
@@ -187,4 +252,23 @@ async fn all_ended(lanes: &[Arc<Lane>]) -> Leftover {
 /// The time left until `deadline`.
 fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
+}
+
+/// Waits for all of them at the same time, and hands each outcome to `each`.
+async fn join<F: Future>(mut futures: Vec<Pin<Box<F>>>, mut each: impl FnMut(F::Output)) {
+    poll_fn(|cx| {
+        futures.retain_mut(|future| match future.as_mut().poll(cx) {
+            Poll::Ready(outcome) => {
+                each(outcome);
+                false
+            }
+            Poll::Pending => true,
+        });
+        if futures.is_empty() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }

@@ -61,6 +61,7 @@ impl Attempts {
         Manner {
             alone: self.alone,
             stays,
+            urgent: self.pauses > 0 || self.last.is_some() || self.unknown.is_some(),
         }
     }
 

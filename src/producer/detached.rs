@@ -1,0 +1,54 @@
+//! Publishes that nobody waits for: their failures go to a hook.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::name::Topic;
+
+/// A message of [`Producer::enqueue`](crate::Producer::enqueue) that was not confirmed, as
+/// [`on_failure`](crate::ProducerBuilder::on_failure) gets it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PublishFailure {
+    /// Its topic.
+    pub topic: Topic,
+    /// Its body.
+    pub body: Bytes,
+    /// What happened: one of the outcomes that [`Producer`](crate::Producer) lists.
+    pub error: Error,
+}
+
+/// Who is told of failures.
+#[derive(Clone, Default)]
+pub(super) struct FailureHook(Option<Arc<Hook>>);
+
+type Hook = dyn Fn(&PublishFailure) + Send + Sync;
+
+impl FailureHook {
+    pub(super) fn new(hook: impl Fn(&PublishFailure) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hook)))
+    }
+
+    /// `false` if there is none.
+    pub(super) fn call(&self, failure: &PublishFailure) -> bool {
+        let Some(hook) = &self.0 else { return false };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(failure))) {
+            tracing::error!(topic = %failure.topic, error = %failure.error, "the hook for failed publishes panicked");
+            if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                // A payload that panics when it is dropped may have made another such.
+                std::mem::forget(another);
+            }
+        }
+        true
+    }
+}
+
+impl fmt::Debug for FailureHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "set" } else { "none" })
+    }
+}

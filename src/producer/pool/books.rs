@@ -1,0 +1,91 @@
+//! The books of a pool's publishes: which of them are unresolved, for a flush, and how the others have ended.
+//!
+//! The lanes count what happens at each nsqd. Here a message counts once, however many attempts and copies it takes.
+
+use std::future::poll_fn;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::super::pipeline::Generations;
+use super::super::stats::Counts;
+use crate::error::Result;
+
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    generations: Generations,
+    counts: Counts,
+}
+
+/// A flush that waits.
+struct Flushing<'a> {
+    books: &'a Books,
+    ticket: usize,
+}
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        let waker = self.books.lock().generations.waiting.remove(self.ticket);
+        // Not under the lock: with it a task may go that holds publishes.
+        drop(waker);
+    }
+}
+
+impl Books {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A publish begins. Returns its generation.
+    pub(super) fn enter(&self) -> u64 {
+        self.lock().generations.enter()
+    }
+
+    /// A publish has ended, or its caller has left.
+    pub(super) fn leave(&self, generation: u64) {
+        let mut wakers = Vec::new();
+        self.lock().generations.leave(generation, &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn count(&self, outcome: &Result<()>, messages: usize) {
+        self.lock().counts.count(outcome, messages as u32);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// Waits until all publishes that have begun before this call have ended, or tells how many of them have not at the
+    /// deadline.
+    pub(super) async fn flush(&self, deadline: Instant) -> Result<(), usize> {
+        let (generation, ticket) = {
+            let generations = &mut self.lock().generations;
+            let Some(generation) = generations.divide() else {
+                return Ok(());
+            };
+            (generation, generations.waiting.insert(None))
+        };
+        let _waiting = Flushing { books: self, ticket };
+        let over = poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.generations.is_over(generation) {
+                return Poll::Ready(());
+            }
+            let replaced = state.generations.waiting[ticket].replace(cx.waker().clone());
+            drop(state);
+            drop(replaced);
+            Poll::Pending
+        });
+        match timeout_at(deadline, over).await {
+            Ok(()) => Ok(()),
+            Err(_elapsed) => Err(self.lock().generations.unresolved_until(generation)),
+        }
+    }
+}
