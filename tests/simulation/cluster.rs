@@ -1,12 +1,11 @@
 //! The hosts of the simulated cluster, and the ways to tell them what to do.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nsq::backoff::Exponential;
 use async_nsq::test_server::{Lookupd, Nsqd};
-use async_nsq::{BoxError, ConnectionConfig, Consumer, HandlerError, Message, Producer};
+use async_nsq::{BoxError, Consumer, HandlerError, Message, Producer};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -14,9 +13,10 @@ use tokio::time::{Instant, sleep};
 use turmoil::Result;
 use turmoil::net::TcpListener;
 
+use crate::hosts::{NsqdHost, NsqdOrder, Orders, connection, lock};
 use crate::journal::Journal;
 use crate::plan::{
-    CONSUMERS, Deed, HEARTBEAT, LOOKUPDS, MSG_TIMEOUT, NSQDS, Plan, body, consumer_name, deed, lookupd_name, nsqd_name,
+    CONSUMERS, Deed, LOOKUPDS, MSG_TIMEOUT, NSQDS, Plan, body, consumer_name, deed, lookupd_name, nsqd_name,
 };
 use crate::wire::{Simulated, Sockets, Tapped};
 
@@ -25,54 +25,6 @@ pub const CHANNEL: &str = "billing";
 
 /// The time between publishes to one nsqd during the recovery, on average.
 const RECOVERY_PAUSE: Duration = Duration::from_millis(150);
-
-/// Orders for a host, which come from outside of its runtime.
-#[derive(Debug)]
-pub struct Orders<T> {
-    queue: Mutex<VecDeque<T>>,
-    arrived: Notify,
-}
-
-impl<T> Default for Orders<T> {
-    fn default() -> Self {
-        Self {
-            queue: Mutex::default(),
-            arrived: Notify::new(),
-        }
-    }
-}
-
-impl<T> Orders<T> {
-    pub fn give(&self, order: T) {
-        lock(&self.queue).push_back(order);
-        self.arrived.notify_one();
-    }
-
-    /// Forgets what was not begun: its host is gone.
-    pub fn forget(&self) {
-        lock(&self.queue).clear();
-    }
-
-    async fn next(&self) -> T {
-        loop {
-            if let Some(order) = lock(&self.queue).pop_front() {
-                return order;
-            }
-            self.arrived.notified().await;
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum NsqdOrder {
-    Stop,
-    Kill,
-    Restart,
-}
 
 #[derive(Clone, Copy, Debug)]
 pub enum ConsumerOrder {
@@ -92,8 +44,7 @@ pub struct Ending {
 #[derive(Default)]
 pub struct Cluster {
     pub journal: Arc<Journal>,
-    pub nsqds: [Mutex<Option<Arc<Nsqd>>>; NSQDS],
-    pub nsqd_orders: [Orders<NsqdOrder>; NSQDS],
+    pub nsqds: [NsqdHost; NSQDS],
     pub consumers: [Mutex<Option<Arc<Consumer>>>; CONSUMERS],
     pub consumer_orders: [Orders<ConsumerOrder>; CONSUMERS],
     pub consumer_sockets: [Arc<Sockets>; CONSUMERS],
@@ -118,10 +69,6 @@ pub enum Phase {
 }
 
 impl Cluster {
-    pub fn nsqd(&self, n: usize) -> Arc<Nsqd> {
-        lock(&self.nsqds[n]).clone().expect("nsqds start first")
-    }
-
     pub fn consumer(&self, c: usize) -> Option<Arc<Consumer>> {
         lock(&self.consumers[c]).clone()
     }
@@ -148,42 +95,17 @@ impl Cluster {
 
 /// An nsqd on its host. It registers with the nsqlookupds by TCP.
 pub async fn run_nsqd(cluster: Arc<Cluster>, n: usize) -> Result {
-    // The interval of heartbeats is also that of clients that vanish before they have named theirs.
-    let mut builder = Nsqd::builder()
-        .connector(Simulated)
-        .msg_timeout(MSG_TIMEOUT)
-        .heartbeat_interval(HEARTBEAT);
+    let mut builder = Nsqd::builder().msg_timeout(MSG_TIMEOUT);
     for l in 0..LOOKUPDS {
         builder = builder.lookupd_tcp_address(format!("{}:4160", lookupd_name(l)));
     }
-    let nsqd = Arc::new(builder.start_detached(&format!("{}:4150", nsqd_name(n)))?);
-    *lock(&cluster.nsqds[n]) = Some(Arc::clone(&nsqd));
-    let serving = Arc::clone(&nsqd);
-    let listener = TcpListener::bind("0.0.0.0:4150").await?;
-    tokio::spawn(async move {
-        while let Ok((stream, remote)) = listener.accept().await {
-            serving.serve(stream, remote.to_string());
-        }
-    });
-    let serving = Arc::clone(&nsqd);
-    let listener = TcpListener::bind("0.0.0.0:4151").await?;
-    tokio::spawn(async move {
-        while let Ok((stream, remote)) = listener.accept().await {
-            serving.serve_http(stream, remote.to_string());
-        }
-    });
-    loop {
-        let order = cluster.nsqd_orders[n].next().await;
+    let told = |order, _: &Nsqd| {
         cluster.journal.note(format_args!("nsqd {n}: {order:?}"));
-        match order {
-            NsqdOrder::Stop => nsqd.stop().await,
-            NsqdOrder::Kill => {
-                nsqd.kill().await;
-                cluster.journal.lock().excuse(n);
-            }
-            NsqdOrder::Restart => nsqd.restart().await?,
+        if let NsqdOrder::Kill = order {
+            cluster.journal.lock().excuse(n);
         }
-    }
+    };
+    cluster.nsqds[n].run(builder, &nsqd_name(n), told).await
 }
 
 /// An nsqlookupd on its host. It forgets everything when it crashes, as the real one does.
@@ -208,14 +130,6 @@ pub async fn run_lookupd(cluster: Arc<Cluster>, l: usize) -> Result {
         let (stream, remote) = http.accept().await?;
         lookupd.serve_http(sockets.add(stream), remote.to_string());
     }
-}
-
-fn connection() -> ConnectionConfig {
-    ConnectionConfig::new()
-        .dial_timeout(Duration::from_secs(1))
-        .handshake_timeout(Duration::from_secs(1))
-        .heartbeat_interval(HEARTBEAT)
-        .hostname("simulated")
 }
 
 /// Publishes to all nsqds until told to end.

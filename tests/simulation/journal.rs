@@ -1,9 +1,7 @@
-//! What happened, in one order for the whole cluster, and what it broke.
+//! What the consumers did and their connections carried, and what that broke.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::Hasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +9,7 @@ use async_nsq::protocol;
 
 use crate::checks::Flows;
 use crate::plan::{CONSUMERS, ConsumerPlan, NSQDS, is_of_recovery, published_at};
-
-/// How many of the last events a failure shows.
-const SHOWN: usize = 250;
+use crate::story::Story;
 
 /// A connection of a consumer to an nsqd. A reconnection is a new one.
 pub type LinkId = u64;
@@ -53,14 +49,7 @@ pub struct Journal(Mutex<Book>);
 
 #[derive(Debug, Default)]
 pub struct Book {
-    digest: DefaultHasher,
-    last: VecDeque<String>,
-    /// The time outside of the hosts.
-    pub clock: Duration,
-    /// Everything, for a run that is compared with another.
-    pub complete: Option<Vec<String>>,
-    pub events: u64,
-    pub violations: Vec<String>,
+    pub story: Story,
     /// The messages whose publish was begun, and those whose publish was confirmed.
     pub published: BTreeSet<String>,
     pub confirmed: BTreeSet<String>,
@@ -163,36 +152,15 @@ impl Journal {
         book.note(format_args!("consumer {consumer} failed with {body}"));
         book.flows.failed(consumer, nsqd, delivery);
     }
-
-    pub fn digest(&self) -> u64 {
-        self.lock().digest.finish()
-    }
 }
 
 impl Book {
-    fn now(&self) -> Duration {
-        turmoil::sim_elapsed().unwrap_or(self.clock)
-    }
-
     pub fn note(&mut self, event: fmt::Arguments<'_>) {
-        let line = format!("{:>9.3} {event}", self.now().as_secs_f64());
-        self.digest.write(line.as_bytes());
-        self.events += 1;
-        if let Some(complete) = &mut self.complete {
-            complete.push(line.clone());
-        }
-        if self.last.len() == SHOWN {
-            self.last.pop_front();
-        }
-        self.last.push_back(line);
+        self.story.note(event);
     }
 
     pub fn broken(&mut self, promise: fmt::Arguments<'_>) {
-        self.note(format_args!("BROKEN: {promise}"));
-        if self.violations.len() < 10 {
-            self.violations
-                .push(format!("at {:.3} s: {promise}", self.now().as_secs_f64()));
-        }
+        self.story.broken(promise);
     }
 
     pub fn all_broken(&mut self, promises: Vec<String>) {
@@ -225,10 +193,6 @@ impl Book {
             unserved.insert(consumer, nsqds.collect());
         }
         unserved
-    }
-
-    pub fn story(&self) -> String {
-        self.last.iter().map(|line| format!("{line}\n")).collect()
     }
 }
 

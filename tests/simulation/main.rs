@@ -16,108 +16,64 @@
 
 mod checks;
 mod cluster;
+mod hosts;
 mod journal;
+mod network;
 mod plan;
+mod producers;
 mod run;
+mod seeds;
+mod story;
 mod wire;
 
-use std::time::Instant;
-
-use self::run::{Outcome, run};
-
-/// How many parts the seeds are divided into, each a test of its own, so that they run side by side.
-const PARTS: u64 = 4;
-
-const SEEDS: u64 = 200;
-
-fn number(variable: &str) -> Option<u64> {
-    let value = std::env::var(variable).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{variable}={value:?} is no number")),
-    )
-}
-
-fn check(seed: u64, keep_story: bool) -> Outcome {
-    run(seed, keep_story).unwrap_or_else(|failure| {
-        panic!("{failure}\nto see this again: SIMULATION_SEED={seed} cargo test --test simulation -- --nocapture\n")
-    })
-}
-
-fn tell(seed: u64, outcome: &Outcome, took: std::time::Duration) {
-    println!(
-        "seed {seed}: {} faults, {} messages confirmed ({} lost with a killed nsqd), recovered in {:?} of {:?}; RDY rose {} times, \
-         {} failures backed off, {} times a probe was out, longest without RDY {:?}; {} events, digest {:016x}; \
-         took {took:?}",
-        outcome.faults,
-        outcome.confirmed,
-        outcome.excused,
-        outcome.recovery,
-        outcome.virtual_time,
-        outcome.raises,
-        outcome.failures,
-        outcome.probes,
-        outcome.longest_without_rdy,
-        outcome.events,
-        outcome.digest,
-    );
-}
-
-fn run_part(part: u64) {
-    if let Some(seed) = number("SIMULATION_SEED") {
-        if seed % PARTS == part {
-            let began = Instant::now();
-            let outcome = check(seed, true);
-            for line in outcome.story.iter().flatten() {
-                println!("{line}");
-            }
-            tell(seed, &outcome, began.elapsed());
-        }
-        return;
-    }
-    let seeds = number("SIMULATION_SEEDS").unwrap_or(SEEDS);
-    for seed in (0..seeds).filter(|seed| seed % PARTS == part) {
-        let began = Instant::now();
-        let outcome = check(seed, false);
-        tell(seed, &outcome, began.elapsed());
-    }
-}
+use self::seeds::{compare_runs, run_part};
 
 #[test]
 fn c2_c3_c4_c7_clusters_recover_from_whatever_a_seed_comes_up_with_part_1() {
-    run_part(0);
+    run_part(1, run::run);
 }
 
 #[test]
 fn c2_c3_c4_c7_clusters_recover_from_whatever_a_seed_comes_up_with_part_2() {
-    run_part(1);
+    run_part(2, run::run);
 }
 
 #[test]
 fn c2_c3_c4_c7_clusters_recover_from_whatever_a_seed_comes_up_with_part_3() {
-    run_part(2);
+    run_part(3, run::run);
 }
 
 #[test]
 fn c2_c3_c4_c7_clusters_recover_from_whatever_a_seed_comes_up_with_part_4() {
-    run_part(3);
+    run_part(4, run::run);
 }
 
-/// Without this a failing seed could not be looked at again.
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in [1, 2, 3] {
-        let (first, second) = (check(seed, true), check(seed, true));
-        let (first_story, second_story) = (first.story.unwrap(), second.story.unwrap());
-        let differs = first_story.iter().zip(&second_story).position(|(a, b)| a != b);
-        if let Some(at) = differs {
-            panic!(
-                "seed {seed} differs at event {at}:\n{}\n---\n{}",
-                first_story[at.saturating_sub(5)..=at].join("\n"),
-                second_story[at.saturating_sub(5)..=at].join("\n")
-            );
-        }
-        assert_eq!((first.digest, first.events), (second.digest, second.events));
-    }
+    compare_runs(run::run);
+}
+
+#[test]
+fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_1() {
+    run_part(1, producers::run);
+}
+
+#[test]
+fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_2() {
+    run_part(2, producers::run);
+}
+
+#[test]
+fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_3() {
+    run_part(3, producers::run);
+}
+
+#[test]
+fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_4() {
+    run_part(4, producers::run);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run_of_producers() {
+    compare_runs(producers::run);
 }

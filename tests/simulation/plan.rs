@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::network;
+
 pub const NSQDS: usize = 3;
 pub const LOOKUPDS: usize = 2;
 pub const CONSUMERS: usize = 5;
@@ -72,8 +74,8 @@ pub enum Link {
     PublisherNsqd(usize),
 }
 
-impl Link {
-    pub fn ends(self) -> (String, String) {
+impl network::Link for Link {
+    fn ends(self) -> (String, String) {
         match self {
             Self::ConsumerNsqd(c, n) => (consumer_name(c), nsqd_name(n)),
             Self::ConsumerLookupd(c, l) => (consumer_name(c), lookupd_name(l)),
@@ -81,7 +83,9 @@ impl Link {
             Self::PublisherNsqd(n) => (PUBLISHER.to_owned(), nsqd_name(n)),
         }
     }
+}
 
+impl Link {
     pub fn of_nsqd(n: usize) -> Vec<Self> {
         let consumers = (0..CONSUMERS).map(|c| Self::ConsumerNsqd(c, n));
         let lookupds = (0..LOOKUPDS).map(|l| Self::NsqdLookupd(n, l));

@@ -1,0 +1,119 @@
+//! Hosts of the simulated cluster: how they are told what to do, and those that the simulations have in common.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nsq::ConnectionConfig;
+use async_nsq::test_server::{Nsqd, NsqdBuilder};
+use tokio::sync::Notify;
+use turmoil::Result;
+use turmoil::net::TcpListener;
+
+use crate::plan::HEARTBEAT;
+use crate::wire::Simulated;
+
+/// Orders for a host, which come from outside of its runtime.
+#[derive(Debug)]
+pub struct Orders<T> {
+    queue: Mutex<VecDeque<T>>,
+    arrived: Notify,
+}
+
+impl<T> Default for Orders<T> {
+    fn default() -> Self {
+        Self {
+            queue: Mutex::default(),
+            arrived: Notify::new(),
+        }
+    }
+}
+
+impl<T> Orders<T> {
+    pub fn give(&self, order: T) {
+        lock(&self.queue).push_back(order);
+        self.arrived.notify_one();
+    }
+
+    /// Forgets what was not begun: its host is gone.
+    pub fn forget(&self) {
+        lock(&self.queue).clear();
+    }
+
+    /// Dropping the future loses no order.
+    pub async fn next(&self) -> T {
+        loop {
+            if let Some(order) = lock(&self.queue).pop_front() {
+                return order;
+            }
+            self.arrived.notified().await;
+        }
+    }
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum NsqdOrder {
+    Stop,
+    Kill,
+    Restart,
+}
+
+/// An nsqd, as others see it.
+#[derive(Default)]
+pub struct NsqdHost {
+    nsqd: Mutex<Option<Arc<Nsqd>>>,
+    pub orders: Orders<NsqdOrder>,
+}
+
+impl NsqdHost {
+    pub fn nsqd(&self) -> Arc<Nsqd> {
+        lock(&self.nsqd).clone().expect("nsqds start first")
+    }
+
+    /// Serves, and does what it is told. `told` hears of each order when it has been carried out; when it hears of a
+    /// death, the dead one still has its messages.
+    pub async fn run(&self, builder: NsqdBuilder, name: &str, told: impl Fn(NsqdOrder, &Nsqd)) -> Result {
+        // The interval of heartbeats is also that of clients that vanish before they have named theirs.
+        let builder = builder.connector(Simulated).heartbeat_interval(HEARTBEAT);
+        let nsqd = Arc::new(builder.start_detached(&format!("{name}:4150"))?);
+        *lock(&self.nsqd) = Some(Arc::clone(&nsqd));
+        let serving = Arc::clone(&nsqd);
+        let listener = TcpListener::bind("0.0.0.0:4150").await?;
+        tokio::spawn(async move {
+            while let Ok((stream, remote)) = listener.accept().await {
+                serving.serve(stream, remote.to_string());
+            }
+        });
+        let serving = Arc::clone(&nsqd);
+        let listener = TcpListener::bind("0.0.0.0:4151").await?;
+        tokio::spawn(async move {
+            while let Ok((stream, remote)) = listener.accept().await {
+                serving.serve_http(stream, remote.to_string());
+            }
+        });
+        loop {
+            let order = self.orders.next().await;
+            match order {
+                NsqdOrder::Stop | NsqdOrder::Kill => nsqd.stop().await,
+                NsqdOrder::Restart => nsqd.restart().await?,
+            }
+            told(order, &nsqd);
+            if let NsqdOrder::Kill = order {
+                nsqd.kill().await;
+            }
+        }
+    }
+}
+
+/// How clients connect.
+pub fn connection() -> ConnectionConfig {
+    ConnectionConfig::new()
+        .dial_timeout(Duration::from_secs(1))
+        .handshake_timeout(Duration::from_secs(1))
+        .heartbeat_interval(HEARTBEAT)
+        .hostname("simulated")
+}

@@ -1,0 +1,177 @@
+//! What a seed decides: the producers' options, and when which fault strikes.
+
+use std::time::Duration;
+
+use crate::network;
+use crate::plan::{NSQDS, nsqd_name};
+
+pub const PRODUCERS: usize = 8;
+
+/// The largest message that nsqds accept. Clients do not know of it.
+pub const MAX_MSG_SIZE: usize = 1000;
+
+const CHAOS_BEGINS: u64 = 500;
+const CHAOS_ENDS: u64 = 7_000;
+
+pub struct Plan {
+    pub seed: u64,
+    pub producers: Vec<ProducerPlan>,
+    /// In the order in which they strike.
+    pub faults: Vec<Fault>,
+    /// The only nsqd whose messages are ever lost.
+    pub victim: usize,
+    pub destroyed: Option<Destroyed>,
+    /// From then on nothing fails any more.
+    pub heals_at: Duration,
+}
+
+/// The end of the victim, for good.
+#[derive(Clone, Debug)]
+pub struct Destroyed {
+    pub at: Duration,
+    /// Whether its machine vanishes without a word.
+    pub silently: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct ProducerPlan {
+    pub copies: usize,
+    pub quorum: Option<usize>,
+    pub accept_fewer: bool,
+    pub at_least_once: bool,
+    pub routing: Route,
+    pub batching: bool,
+    pub timeout: Duration,
+    pub max_pending: u32,
+    /// The time between bursts, on average.
+    pub pause: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Route {
+    RoundRobin,
+    Failover,
+    LeastLoaded,
+    SameZoneFirst,
+    ByKey,
+}
+
+impl ProducerPlan {
+    /// On how many nsqds a message is when its publish is `Ok`.
+    pub fn confirmed_copies(&self) -> usize {
+        match self.quorum {
+            Some(quorum) => quorum,
+            None if self.accept_fewer => 1,
+            None => self.copies,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub at: Duration,
+    pub lasts: Duration,
+    pub kind: Kind,
+}
+
+/// The numbers are those of producers (`p`) and nsqds (`n`).
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Its process ends and its sockets are closed; messages are kept.
+    StopNsqd(usize),
+    /// Its machine vanishes without a word; messages are kept.
+    LoseNsqd(usize),
+    /// Its process dies with everything that it had in memory.
+    KillNsqd(usize),
+    /// It is shut down within this time, and started again.
+    Shutdown(usize, Duration),
+    Partition(Link),
+    /// Nothing arrives, and then everything at once.
+    Hold(Link),
+    Slow(Link, Duration),
+}
+
+/// Between a producer and an nsqd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link(pub usize, pub usize);
+
+impl Link {
+    pub fn all_of_nsqd(n: usize) -> Vec<Self> {
+        (0..PRODUCERS).map(|p| Self(p, n)).collect()
+    }
+}
+
+impl network::Link for Link {
+    fn ends(self) -> (String, String) {
+        (producer_name(self.0), nsqd_name(self.1))
+    }
+}
+
+pub fn producer_name(p: usize) -> String {
+    format!("producer-{p}")
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let producers = (0..PRODUCERS).map(|p| producer(p, &mut random)).collect();
+        let victim = random.usize(..NSQDS);
+        let destroyed = random.bool().then(|| Destroyed {
+            at: Duration::from_millis(random.u64(CHAOS_BEGINS..CHAOS_ENDS)),
+            silently: random.bool(),
+        });
+        let count = random.usize(6..20);
+        let mut faults: Vec<Fault> = (0..count).map(|_| fault(victim, &mut random)).collect();
+        faults.sort_by_key(|fault| fault.at);
+        let last = faults.iter().map(|fault| fault.at + fault.lasts).max();
+        Self {
+            seed,
+            producers,
+            heals_at: last.unwrap_or_default().max(Duration::from_millis(CHAOS_ENDS)),
+            faults,
+            victim,
+            destroyed,
+        }
+    }
+}
+
+/// Every other one makes copies.
+fn producer(p: usize, random: &mut fastrand::Rng) -> ProducerPlan {
+    let copies = 1 + p % 2;
+    let routes = [
+        Route::RoundRobin,
+        Route::Failover,
+        Route::LeastLoaded,
+        Route::SameZoneFirst,
+        Route::ByKey,
+    ];
+    ProducerPlan {
+        copies,
+        quorum: (copies > 1 && random.u32(0..4) == 0).then_some(1),
+        accept_fewer: copies > 1 && random.u32(0..4) == 0,
+        at_least_once: random.u32(0..3) == 0,
+        routing: routes[random.usize(..routes.len())],
+        batching: random.u32(0..4) > 0,
+        timeout: Duration::from_millis(random.u64(200..3_000)),
+        max_pending: random.u32(8..60),
+        pause: Duration::from_millis(random.u64(60..200)),
+    }
+}
+
+fn fault(victim: usize, random: &mut fastrand::Rng) -> Fault {
+    let (p, n) = (random.usize(..PRODUCERS), random.usize(..NSQDS));
+    let kind = match random.u32(0..100) {
+        0..15 => Kind::StopNsqd(n),
+        15..25 => Kind::LoseNsqd(n),
+        25..32 => Kind::KillNsqd(victim),
+        32..47 => Kind::Shutdown(p, Duration::from_millis(random.u64(0..1_000))),
+        47..72 => Kind::Partition(Link(p, n)),
+        72..85 => Kind::Hold(Link(p, n)),
+        _ => Kind::Slow(Link(p, n), Duration::from_millis(random.u64(50..600))),
+    };
+    Fault {
+        at: Duration::from_millis(random.u64(CHAOS_BEGINS..CHAOS_ENDS)),
+        lasts: Duration::from_millis(random.u64(100..3_000)),
+        kind,
+    }
+}
