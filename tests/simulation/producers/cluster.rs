@@ -3,18 +3,18 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nsq::ErrorKind;
 use async_nsq::test_server::Nsqd;
+use async_nsq::{Producer, Routing};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use turmoil::Result;
 
 use super::ledger::{Ledger, PublishId, Told, body};
-use super::plan::{MAX_MSG_SIZE, PRODUCERS, Plan, ProducerPlan};
-use super::pool::Pool;
-use crate::hosts::{NsqdHost, NsqdOrder, Orders, lock};
+use super::plan::{MAX_MSG_SIZE, PRODUCERS, Plan, ProducerPlan, Route};
+use crate::hosts::{NsqdHost, NsqdOrder, Orders, connection, lock};
 use crate::plan::{NSQDS, nsqd_name};
+use crate::wire::Simulated;
 
 const TOPICS: [&str; 2] = ["orders", "invoices"];
 
@@ -113,7 +113,7 @@ pub async fn run_producer(cluster: Arc<Cluster>, plan: Arc<Plan>, p: usize) -> R
     cluster.ledger.note(format_args!("producer {p}: {:?}", caller.options));
     loop {
         let others = Handle::current().metrics().num_alive_tasks();
-        let producer = Pool::connect(&caller.options).await;
+        let producer = connect(&caller.options, p).await;
         cluster.ledger.note(format_args!("producer {p} has begun"));
         let mut publishing = JoinSet::new();
         let deadline = caller.publish_until_told(&producer, &mut publishing).await;
@@ -127,6 +127,41 @@ pub async fn run_producer(cluster: Arc<Cluster>, plan: Arc<Plan>, p: usize) -> R
             ledger.broken(format_args!("P4: producer {p} left {left} tasks behind"));
         }
         while !matches!(cluster.producers[p].next().await, ProducerOrder::Start) {}
+    }
+}
+
+/// A producer that publishes to all nsqds.
+async fn connect(options: &ProducerPlan, p: usize) -> Producer {
+    let mut builder = Producer::builder()
+        .connection(connection().connector(Simulated).client_id("producer"))
+        .routing(match options.routing {
+            Route::RoundRobin => Routing::round_robin(),
+            Route::Failover => Routing::failover(),
+            Route::LeastLoaded => Routing::least_loaded(),
+            Route::SameZoneFirst => Routing::same_zone_first("region", format!("zone-{}", p % NSQDS)),
+            Route::ByKey => Routing::by_key(|_, body| body.len() as u64),
+        })
+        .copies(options.copies)
+        .accept_fewer_copies(options.accept_fewer)
+        .at_least_once(options.at_least_once)
+        .publish_timeout(options.timeout)
+        .max_pending_messages(options.max_pending)
+        .batching(options.batching);
+    if let Some(quorum) = options.quorum {
+        builder = builder.quorum(quorum);
+    }
+    for n in 0..NSQDS {
+        builder = builder.nsqd_in(format!("{}:4150", nsqd_name(n)), "region", format!("zone-{n}"));
+    }
+    if options.lazily {
+        return builder.connect_lazily().expect("the options are good");
+    }
+    // All nsqds may be out of reach.
+    loop {
+        if let Ok(producer) = builder.clone().connect().await {
+            return producer;
+        }
+        sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -147,7 +182,7 @@ enum Call {
 }
 
 impl Caller {
-    async fn publish_until_told(&mut self, producer: &Arc<Pool>, publishing: &mut JoinSet<Told>) -> Duration {
+    async fn publish_until_told(&mut self, producer: &Producer, publishing: &mut JoinSet<Told>) -> Duration {
         let cluster = Arc::clone(&self.cluster);
         loop {
             let pause = self.options.pause.mul_f64(self.random.f64() * 2.0);
@@ -179,7 +214,7 @@ impl Caller {
         }
     }
 
-    fn publish_something(&mut self, producer: &Arc<Pool>, publishing: &mut JoinSet<Told>) {
+    fn publish_something(&mut self, producer: &Producer, publishing: &mut JoinSet<Told>) {
         let id = self.next_id();
         let random = &mut self.random;
         let size = random.usize(10..200);
@@ -197,7 +232,7 @@ impl Caller {
     }
 
     /// Whether as many publishes as may be pending are confirmed.
-    async fn publish_all_at_once(&mut self, producer: &Arc<Pool>) -> bool {
+    async fn publish_all_at_once(&mut self, producer: &Producer) -> bool {
         let mut publishing = JoinSet::new();
         for _ in 0..self.options.max_pending {
             let id = self.next_id();
@@ -216,13 +251,13 @@ impl Caller {
     /// One call. After `patience` its future is dropped.
     fn publish(
         &self,
-        producer: &Arc<Pool>,
+        producer: &Producer,
         id: PublishId,
         topic: &'static str,
         call: Call,
         patience: Option<Duration>,
     ) -> impl Future<Output = Told> + Send + 'static {
-        let (producer, cluster, allowed) = (Arc::clone(producer), Arc::clone(&self.cluster), self.options.timeout);
+        let (producer, cluster, allowed) = (producer.clone(), Arc::clone(&self.cluster), self.options.timeout);
         let messages = match &call {
             Call::One(_) | Call::Deferred(..) => 1,
             Call::Many(bodies) => bodies.len(),
@@ -256,13 +291,15 @@ impl Caller {
     }
 
     /// Within the deadline, and with nothing left.
-    async fn shut_down(&self, producer: Arc<Pool>, mut publishing: JoinSet<Told>, deadline: Duration) {
+    async fn shut_down(&self, producer: Producer, mut publishing: JoinSet<Told>, deadline: Duration) {
         let (ledger, p) = (&self.cluster.ledger, self.p);
         ledger.note(format_args!("producer {p} is shut down within {deadline:?}"));
         let begun = Instant::now();
-        let was_clean = producer.shutdown(deadline).await;
+        let report = producer.shutdown(deadline).await;
+        let was_clean = report.is_clean();
+        drop(producer);
         let took = begun.elapsed();
-        ledger.note(format_args!("producer {p} took {took:?} to end, cleanly: {was_clean}"));
+        ledger.note(format_args!("producer {p} took {took:?} to end: {report:?}"));
         if took > deadline + TIMER {
             ledger.broken(format_args!(
                 "P3: producer {p} took {took:?} to shut down within {deadline:?}"
@@ -279,8 +316,8 @@ impl Caller {
     }
 }
 
-fn told(ledger: &Ledger, id: PublishId, outcome: std::result::Result<(), ErrorKind>) -> Told {
-    Told::of(outcome).unwrap_or_else(|| {
+fn told(ledger: &Ledger, id: PublishId, outcome: async_nsq::Result<()>) -> Told {
+    Told::of(&outcome).unwrap_or_else(|| {
         ledger.broken(format_args!("P2: {outcome:?} is no outcome of publish {id:?}"));
         Told::Unknown
     })

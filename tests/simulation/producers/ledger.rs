@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
-use async_nsq::ErrorKind;
+use async_nsq::{Error, ErrorKind};
 use bytes::Bytes;
 
 use super::plan::{Plan, ProducerPlan};
@@ -32,8 +32,8 @@ pub enum Told {
 }
 
 impl Told {
-    pub fn of(outcome: Result<(), ErrorKind>) -> Option<Self> {
-        match outcome {
+    pub fn of(outcome: &async_nsq::Result<()>) -> Option<Self> {
+        match outcome.as_ref().map_err(Error::kind) {
             Ok(()) => Some(Self::Confirmed),
             Err(ErrorKind::Rejected) => Some(Self::Rejected),
             Err(ErrorKind::NotSent) => Some(Self::NotSent),

@@ -5,7 +5,6 @@
 mod cluster;
 mod ledger;
 mod plan;
-mod pool;
 mod run;
 
 pub use self::run::run;
