@@ -10,6 +10,7 @@
 //! producer and the pipelines of its lanes.
 
 mod batch;
+mod bell;
 mod builder;
 mod lane;
 mod node;

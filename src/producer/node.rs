@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::batch::{Encoding, Turns};
+use super::bell::Bell;
 use super::pipeline::{Entry, Pipeline, Taken};
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
@@ -69,7 +70,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) struct Notices {
     /// A connection was made, for those who wait until any nsqd has one; or nothing is to be waited for any more.
-    pub(super) up: watch::Sender<()>,
+    pub(super) up: Arc<Bell>,
     /// A connection was lost.
     pub(super) lost: watch::Sender<()>,
 }
@@ -155,7 +156,7 @@ impl Node {
         self.pipeline.set_unreachable(None);
         self.link.send_replace(Link::Connected);
         if let Some(notices) = &self.notices {
-            notices.up.send_replace(());
+            notices.up.ring();
         }
         let role = PublishRole::new(Arc::clone(&self.pipeline), self.encoding.clone());
         let mut driver = Driver::new(connection, role);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::super::bell::Listener;
 use super::super::lane::Lane;
 use super::super::pipeline::{Manner, Payload};
 use super::mirror::Tally;
@@ -110,7 +111,7 @@ impl Pool {
     /// Asks every nsqd that has a connection.
     pub(in crate::producer) async fn ping(&self, deadline: Instant) -> Result<()> {
         let _inside = self.enter()?;
-        let mut up = self.notices.up.subscribe();
+        let mut up = self.notices.up.listen();
         let lanes = loop {
             let lanes = self.connected();
             if !lanes.is_empty() {
@@ -238,7 +239,7 @@ impl Pool {
             let error = Error::new(ErrorKind::NotSent, Step::Publish, "no other nsqd is there for a copy");
             return Err(journey.attempts.give_up(error));
         }
-        let mut up = self.notices.up.subscribe();
+        let mut up = self.notices.up.listen();
         let _waiting = Waiting::new(&self.waiting);
         loop {
             // Again, since a connection may have come before the subscription to it.
@@ -268,7 +269,7 @@ impl Pool {
     /// Waits for a connection, or until `pause` is over.
     async fn wait_for_change(
         &self,
-        up: &mut tokio::sync::watch::Receiver<()>,
+        up: &mut Listener<'_>,
         deadline: Instant,
         pause: Option<Duration>,
         step: Step,
@@ -279,7 +280,7 @@ impl Pool {
         }
         tokio::select! {
             biased;
-            _ = up.changed() => Ok(()),
+            () = up.rung() => Ok(()),
             () = sleep_until(deadline) => Err(self.none_in_time(step)),
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => Ok(()),
         }
@@ -287,8 +288,12 @@ impl Pool {
 
     /// Pauses, unless the producer is stopped meanwhile.
     async fn pause(&self, pause: Duration) {
-        let mut up = self.notices.up.subscribe();
-        let stopped = async { while !self.is_stopping() && up.changed().await.is_ok() {} };
+        let mut up = self.notices.up.listen();
+        let stopped = async {
+            while !self.is_stopping() {
+                up.rung().await;
+            }
+        };
         tokio::select! {
             biased;
             () = stopped => {}

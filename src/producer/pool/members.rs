@@ -129,8 +129,12 @@ impl Pool {
 
     /// Waits until one of the nsqds has a connection, or all that are known after one round of discovery have failed once.
     pub(in crate::producer) async fn first_attempts(&self) -> Result<()> {
-        let mut up = self.notices.up.subscribe();
-        let connected = async { while !self.is_connected() && up.changed().await.is_ok() {} };
+        let mut up = self.notices.up.listen();
+        let connected = async {
+            while !self.is_connected() {
+                up.rung().await;
+            }
+        };
         let attempts = async {
             self.asked().await;
             // They are under way all at once; the first that succeeds ends the waiting for the others.

@@ -90,7 +90,7 @@ impl Pool {
             options,
             members: RwLock::default(),
             notices: Notices {
-                up: watch::Sender::new(()),
+                up: Arc::default(),
                 lost: watch::Sender::new(()),
             },
             following: Mutex::default(),
@@ -149,7 +149,7 @@ impl Pool {
             lane.drain(SHUT_DOWN);
             lane.stop();
         }
-        self.notices.up.send_replace(());
+        self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
         leftover.not_sent += waited;
         leftover
@@ -157,12 +157,13 @@ impl Pool {
 
     /// Waits until any nsqd has a connection.
     pub(super) async fn ready(&self, deadline: Duration) -> Result<()> {
-        let mut up = self.notices.up.subscribe();
+        let mut up = self.notices.up.listen();
         let any = async {
             while !self.is_connected() {
-                if self.gate.closed.load(Ordering::SeqCst) || up.changed().await.is_err() {
+                if self.gate.closed.load(Ordering::SeqCst) {
                     return Err(Error::new(ErrorKind::Shutdown, Step::Dial, "the producer has ended"));
                 }
+                up.rung().await;
             }
             Ok(())
         };
