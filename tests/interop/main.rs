@@ -8,6 +8,7 @@ mod consuming;
 mod harness;
 mod identify_again;
 mod keep_alive;
+mod loss;
 mod mixed;
 mod nodes;
 mod publishing;

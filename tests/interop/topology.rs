@@ -112,21 +112,21 @@ async fn n5_lesson_55_a_channel_created_beforehand_gets_the_first_message_of_its
 }
 
 #[derive(Default)]
-struct Outcomes {
-    confirmed: BTreeSet<String>,
-    unknown: BTreeSet<String>,
-    not_sent: BTreeSet<String>,
+pub(crate) struct Outcomes {
+    pub(crate) confirmed: BTreeSet<String>,
+    pub(crate) unknown: BTreeSet<String>,
+    pub(crate) not_sent: BTreeSet<String>,
 }
 
 /// Publishes one message after another from several tasks until told to stop, and keeps the books.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     outcomes: Arc<Mutex<Outcomes>>,
     tasks: tokio::task::JoinSet<()>,
 }
 
 impl Load {
-    fn start(producer: &Producer) -> Self {
+    pub(crate) fn start(producer: &Producer) -> Self {
         let mut load = Self {
             stop: Arc::default(),
             outcomes: Arc::default(),
@@ -154,18 +154,18 @@ impl Load {
         load
     }
 
-    fn confirmed(&self) -> usize {
+    pub(crate) fn confirmed(&self) -> usize {
         self.outcomes.lock().unwrap().confirmed.len()
     }
 
-    async fn confirmed_at_least(&self, count: usize) {
+    pub(crate) async fn confirmed_at_least(&self, count: usize) {
         eventually(&format!("{count} publishes confirmed"), async || {
             (self.confirmed() >= count).then_some(())
         })
         .await;
     }
 
-    async fn stop(self) -> Outcomes {
+    pub(crate) async fn stop(self) -> Outcomes {
         self.stop.store(true, Ordering::Relaxed);
         self.tasks.join_all().await;
         std::mem::take(&mut *self.outcomes.lock().unwrap())
@@ -260,7 +260,7 @@ async fn p2_nsqd_killed_may_lose_messages_but_no_publish_is_misreported() {
     assert!(consumer.shutdown(DEADLINE).await.is_clean());
 }
 
-async fn seen_all_of(seen: &Seen, expected: &BTreeSet<String>) {
+pub(crate) async fn seen_all_of(seen: &Seen, expected: &BTreeSet<String>) {
     eventually("every confirmed message handled", async || {
         let handled: BTreeSet<String> = seen.lock().unwrap().iter().cloned().collect();
         expected.is_subset(&handled).then_some(())
