@@ -52,6 +52,7 @@ impl Cluster {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a run that is looked at tells how it went")]
 async fn judge(seen: &Seen, outcomes: &Outcomes) {
     seen_all_of(seen, &outcomes.confirmed).await;
     let handled = seen.lock().unwrap().clone();

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use turmoil::Result;
 
-use super::ledger::{Ledger, PublishId, Told, body};
+use super::ledger::{Ledger, Merit, PublishId, Told, body};
 use super::plan::{MAX_MSG_SIZE, PRODUCERS, Plan, ProducerPlan, Route};
 use crate::hosts::{LookupdHost, NsqdHost, NsqdOrder, Orders, connection, lock};
 use crate::plan::{LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
@@ -269,7 +269,12 @@ impl Caller {
             Call::One(_) | Call::Deferred(..) => 1,
             Call::Many(bodies) => bodies.len(),
         };
-        cluster.ledger.begins(id, messages);
+        let merit = match &call {
+            Call::One(body) if body.is_empty() => Merit::Empty,
+            Call::One(body) if body.len() > MAX_MSG_SIZE => Merit::TooLarge,
+            _ => Merit::Good,
+        };
+        cluster.ledger.begins(id, messages, merit);
         async move {
             let begun = Instant::now();
             let outcome = async {

@@ -87,6 +87,8 @@ pub enum Kind {
     /// Its process dies with everything that it had in memory.
     KillNsqd(usize),
     CrashLookupd(usize),
+    /// It reaches no nsqd.
+    Isolate(usize),
     /// It is shut down within this time, and started again.
     Shutdown(usize, Duration),
     Partition(Link),
@@ -103,6 +105,10 @@ pub enum Link {
 }
 
 impl Link {
+    pub fn to_nsqds(p: usize) -> Vec<Self> {
+        (0..NSQDS).map(|n| Self::ProducerNsqd(p, n)).collect()
+    }
+
     pub fn all_of_nsqd(n: usize) -> Vec<Self> {
         let producers = (0..PRODUCERS).map(|p| Self::ProducerNsqd(p, n));
         producers
@@ -191,8 +197,9 @@ fn fault(victim: usize, random: &mut fastrand::Rng) -> Fault {
         25..32 => Kind::KillNsqd(victim),
         32..37 => Kind::CrashLookupd(l),
         37..47 => Kind::Shutdown(p, Duration::from_millis(random.u64(0..1_000))),
-        47..72 => Kind::Partition(link),
-        72..85 => Kind::Hold(link),
+        47..57 => Kind::Isolate(p),
+        57..74 => Kind::Partition(link),
+        74..85 => Kind::Hold(link),
         _ => Kind::Slow(link, Duration::from_millis(random.u64(50..600))),
     };
     Fault {

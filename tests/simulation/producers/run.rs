@@ -155,6 +155,7 @@ impl Run {
                 }
                 is_up
             }
+            Kind::Isolate(p) => self.network.cut_off(&Link::to_nsqds(p)),
             Kind::Partition(link) => self.network.cut_off(&[link]),
             Kind::Hold(link) => self.network.hold(link),
             Kind::Slow(link, latency) => self.network.slow_down(link, latency),
@@ -187,6 +188,7 @@ impl Run {
                     self.ending.retain(|ending| *ending != p);
                     self.cluster.producers[p].give(ProducerOrder::Start);
                 }
+                Kind::Isolate(p) => self.network.mend(&Link::to_nsqds(p)),
                 Kind::Partition(link) => self.network.mend(&[link]),
                 Kind::Hold(link) => self.network.release(link),
                 Kind::Slow(link, _) => self.network.speed_up(link),
