@@ -17,7 +17,10 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(lookup) = parse_lookup(bytes) {
         // The same list of nsqds is in both answers.
         let nodes = nodes.expect("an answer to /lookup can be read as one to /nodes");
-        assert_eq!((nodes.nodes, nodes.malformed), (lookup.producers.clone(), lookup.malformed));
+        assert_eq!(
+            (nodes.nodes, nodes.malformed),
+            (lookup.producers.clone(), lookup.malformed)
+        );
         assert!(lookup.producers.len() + lookup.malformed <= bytes.len());
         for producer in &lookup.producers {
             assert!(producer.tcp_address().ends_with(&format!(":{}", producer.tcp_port)));

@@ -4,16 +4,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nsq::backoff::Exponential;
-use async_nsq::test_server::{Lookupd, Nsqd};
+use async_nsq::test_server::Nsqd;
 use async_nsq::{BoxError, Consumer, HandlerError, Message, Producer};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use turmoil::Result;
-use turmoil::net::TcpListener;
 
-use crate::hosts::{NsqdHost, NsqdOrder, Orders, connection, lock};
+use crate::hosts::{LookupdHost, NsqdHost, NsqdOrder, Orders, connection, lock};
 use crate::journal::Journal;
 use crate::plan::{
     CONSUMERS, Deed, LOOKUPDS, MSG_TIMEOUT, NSQDS, Plan, body, consumer_name, deed, lookupd_name, nsqd_name,
@@ -48,9 +47,8 @@ pub struct Cluster {
     pub consumers: [Mutex<Option<Arc<Consumer>>>; CONSUMERS],
     pub consumer_orders: [Orders<ConsumerOrder>; CONSUMERS],
     pub consumer_sockets: [Arc<Sockets>; CONSUMERS],
-    pub lookupd_sockets: [Arc<Sockets>; LOOKUPDS],
+    pub lookupds: [LookupdHost; LOOKUPDS],
     /// Crashes that are about to come.
-    pub lookupd_crashes: [Notify; LOOKUPDS],
     pub consumer_crashes: [Notify; CONSUMERS],
     pub endings: [Mutex<Option<Ending>>; CONSUMERS],
     /// What is published now: nothing, or messages of the recovery.
@@ -95,10 +93,7 @@ impl Cluster {
 
 /// An nsqd on its host. It registers with the nsqlookupds by TCP.
 pub async fn run_nsqd(cluster: Arc<Cluster>, n: usize) -> Result {
-    let mut builder = Nsqd::builder().msg_timeout(MSG_TIMEOUT);
-    for l in 0..LOOKUPDS {
-        builder = builder.lookupd_tcp_address(format!("{}:4160", lookupd_name(l)));
-    }
+    let builder = Nsqd::builder().msg_timeout(MSG_TIMEOUT);
     let told = |order, _: &Nsqd| {
         cluster.journal.note(format_args!("nsqd {n}: {order:?}"));
         if let NsqdOrder::Kill = order {
@@ -106,30 +101,6 @@ pub async fn run_nsqd(cluster: Arc<Cluster>, n: usize) -> Result {
         }
     };
     cluster.nsqds[n].run(builder, &nsqd_name(n), told).await
-}
-
-/// An nsqlookupd on its host. It forgets everything when it crashes, as the real one does.
-pub async fn run_lookupd(cluster: Arc<Cluster>, l: usize) -> Result {
-    let sockets = &cluster.lookupd_sockets[l];
-    sockets.mend();
-    let (crashing, cut) = (Arc::clone(&cluster), Arc::clone(sockets));
-    tokio::spawn(async move {
-        crashing.lookupd_crashes[l].notified().await;
-        cut.cut();
-    });
-    let lookupd = Arc::new(Lookupd::builder().start_detached(&format!("{}:4161", lookupd_name(l)))?);
-    let tcp = TcpListener::bind("0.0.0.0:4160").await?;
-    let (registered, opened) = (Arc::clone(&lookupd), Arc::clone(sockets));
-    tokio::spawn(async move {
-        while let Ok((stream, remote)) = tcp.accept().await {
-            registered.serve_tcp(opened.add(stream), remote.to_string());
-        }
-    });
-    let http = TcpListener::bind("0.0.0.0:4161").await?;
-    loop {
-        let (stream, remote) = http.accept().await?;
-        lookupd.serve_http(sockets.add(stream), remote.to_string());
-    }
 }
 
 /// Publishes to all nsqds until told to end.

@@ -4,9 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::{
-    CHANNEL, Cluster, ConsumerOrder, Phase, TOPIC, run_consumer, run_lookupd, run_nsqd, run_publisher,
-};
+use crate::cluster::{CHANNEL, Cluster, ConsumerOrder, Phase, TOPIC, run_consumer, run_nsqd, run_publisher};
 use crate::hosts::NsqdOrder;
 use crate::network::{Life, Network};
 use crate::plan::{
@@ -120,7 +118,10 @@ impl Run {
         }
         for l in 0..LOOKUPDS {
             let cluster = Arc::clone(&self.cluster);
-            sim.host(lookupd_name(l), move || run_lookupd(Arc::clone(&cluster), l));
+            sim.host(lookupd_name(l), move || {
+                let cluster = Arc::clone(&cluster);
+                async move { cluster.lookupds[l].run(&lookupd_name(l)).await }
+            });
         }
         for c in 0..CONSUMERS {
             let (cluster, plan) = (Arc::clone(&self.cluster), Arc::clone(&self.plan));
@@ -145,7 +146,7 @@ impl Run {
             }
             Kind::CrashLookupd(l) if !self.down_lookupds.contains(&l) => {
                 self.down_lookupds.push(l);
-                self.cluster.lookupd_crashes[l].notify_one();
+                self.cluster.lookupds[l].is_about_to_crash();
                 self.crashing.push(lookupd_name(l));
                 true
             }

@@ -32,14 +32,16 @@ async fn p1_a_quorum_is_enough_and_the_last_copy_is_sent_all_the_same() {
     let mut nsqds = Nsqds::start(3);
     let builder = nsqds.producer(3).copies(3).quorum(2);
     let (producer, mut peers) = nsqds.connect(builder).await;
-    // The third takes nothing more, so that its copy waits in the queue.
+    // The third takes nothing, and two turns of commands are under way there, so that its copy waits in the queue.
     let mut third = peers.pop().unwrap();
-    let blocking = publish(&producer, "x", large());
-    for peer in &mut peers {
-        peer.command().await;
-        peer.ok().await;
+    for body in [large(), "small".into()] {
+        let confirmed = publish(&producer, "x", body);
+        for peer in &mut peers {
+            peer.command().await;
+            peer.ok().await;
+        }
+        confirmed.await.unwrap().unwrap();
     }
-    blocking.await.unwrap().unwrap();
     let published = publish(&producer, "t", "m");
     for (n, peer) in peers.iter_mut().enumerate() {
         assert!(!published.is_finished());
@@ -48,6 +50,8 @@ async fn p1_a_quorum_is_enough_and_the_last_copy_is_sent_all_the_same() {
     }
     published.await.unwrap().unwrap();
     assert_eq!(third.command().await.bodies()[0].len(), crate::LARGE);
+    third.ok().await;
+    assert_eq!(third.command().await, Command::publish("x", "small"));
     third.ok().await;
     assert_eq!(third.command().await, the_message());
     third.ok().await;

@@ -10,10 +10,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use turmoil::Result;
 
-use super::ledger::{Ledger, PublishId, Told, body};
+use super::ledger::{Ledger, Merit, PublishId, Told, body};
 use super::plan::{MAX_MSG_SIZE, PRODUCERS, Plan, ProducerPlan, Route};
-use crate::hosts::{NsqdHost, NsqdOrder, Orders, connection, lock};
-use crate::plan::{NSQDS, nsqd_name};
+use crate::hosts::{LookupdHost, NsqdHost, NsqdOrder, Orders, connection, lock};
+use crate::plan::{LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
 use crate::wire::Simulated;
 
 const TOPICS: [&str; 2] = ["orders", "invoices"];
@@ -42,6 +42,7 @@ pub enum Phase {
 pub struct Cluster {
     pub ledger: Ledger,
     pub nsqds: [NsqdHost; NSQDS],
+    pub lookupds: [LookupdHost; LOOKUPDS],
     pub producers: [Orders<ProducerOrder>; PRODUCERS],
     phase: Mutex<Phase>,
     /// Which producers have had as many publishes confirmed at once as may be pending.
@@ -150,7 +151,13 @@ async fn connect(options: &ProducerPlan, p: usize) -> Producer {
     if let Some(quorum) = options.quorum {
         builder = builder.quorum(quorum);
     }
-    for n in 0..NSQDS {
+    if options.discovers {
+        builder = builder.lookupd_poll_interval(Duration::from_secs(3));
+        for l in 0..LOOKUPDS {
+            builder = builder.lookupd(format!("{}:4161", lookupd_name(l)));
+        }
+    }
+    for n in (0..NSQDS).filter(|_| !options.discovers) {
         builder = builder.nsqd_in(format!("{}:4150", nsqd_name(n)), "region", format!("zone-{n}"));
     }
     if options.lazily {
@@ -262,7 +269,12 @@ impl Caller {
             Call::One(_) | Call::Deferred(..) => 1,
             Call::Many(bodies) => bodies.len(),
         };
-        cluster.ledger.begins(id, messages);
+        let merit = match &call {
+            Call::One(body) if body.is_empty() => Merit::Empty,
+            Call::One(body) if body.len() > MAX_MSG_SIZE => Merit::TooLarge,
+            _ => Merit::Good,
+        };
+        cluster.ledger.begins(id, messages, merit);
         async move {
             let begun = Instant::now();
             let outcome = async {

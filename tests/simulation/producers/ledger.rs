@@ -3,6 +3,7 @@
 //! - P1: `Ok` means that the message is on as many nsqds as were asked for. Only the victim may have lost it, so what two
 //!   nsqds had is still there.
 //! - P2: what was *not sent*, *invalid* or *rejected* is nowhere.
+//! - P6: nobody is blamed for another's mistake.
 //! - Nothing is anywhere more often than there are copies, unless duplicates were allowed.
 
 use std::collections::BTreeMap;
@@ -44,6 +45,15 @@ impl Told {
     }
 }
 
+/// What a publish deserves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merit {
+    Good,
+    /// For the nsqds, and only they know.
+    TooLarge,
+    Empty,
+}
+
 #[derive(Debug, Default)]
 pub struct Ledger(Mutex<Book>);
 
@@ -58,6 +68,7 @@ pub struct Book {
 #[derive(Debug)]
 struct Publish {
     messages: usize,
+    merit: Merit,
     told: Option<Told>,
 }
 
@@ -96,8 +107,13 @@ impl Ledger {
         self.lock().story.broken(promise);
     }
 
-    pub fn begins(&self, id: PublishId, messages: usize) {
-        self.lock().publishes.insert(id, Publish { messages, told: None });
+    pub fn begins(&self, id: PublishId, messages: usize, merit: Merit) {
+        let publish = Publish {
+            messages,
+            merit,
+            told: None,
+        };
+        self.lock().publishes.insert(id, publish);
     }
 
     pub fn ended(&self, id: PublishId, told: Told) {
@@ -160,7 +176,7 @@ impl Book {
             let options = &plan.producers[id.0];
             for message in 0..publish.messages {
                 let places = self.places.get(&(*id, message)).copied().unwrap_or_default();
-                if let Some(promise) = misreported(publish.told, options, &places) {
+                if let Some(promise) = misreported(publish, options, &places) {
                     let told = publish.told;
                     broken.push(format!(
                         "{promise}: {id:?}, message {message}, {told:?}: {places:?}, {options:?}"
@@ -168,7 +184,7 @@ impl Book {
                 }
             }
         }
-        for ((id, message), _) in &self.places {
+        for (id, message) in self.places.keys() {
             if self
                 .publishes
                 .get(id)
@@ -183,21 +199,23 @@ impl Book {
     }
 }
 
-/// What is wrong with telling this of a message that is at these nsqds.
-fn misreported(told: Option<Told>, options: &ProducerPlan, places: &[Copies; NSQDS]) -> Option<&'static str> {
+/// What is wrong with what was told of a message that is at these nsqds.
+fn misreported(publish: &Publish, options: &ProducerPlan, places: &[Copies; NSQDS]) -> Option<&'static str> {
     let nsqds = places.iter().filter(|copies| copies.kept + copies.lost > 0).count();
     let all: usize = places.iter().map(|copies| copies.kept + copies.lost).sum();
     let is_kept = places.iter().any(|copies| copies.kept > 0);
     if all > options.copies && !options.at_least_once {
         return Some("P3: more copies than asked for");
     }
-    match told {
+    match publish.told {
         None => Some("P3: a publish never ended"),
         Some(Told::Confirmed) if nsqds < options.confirmed_copies() => Some("P1: confirmed and not there"),
         Some(Told::Confirmed) if options.confirmed_copies() > 1 && !is_kept => {
             Some("P1: confirmed on two nsqds, one of which was destroyed, and lost")
         }
         Some(Told::NotSent | Told::Rejected | Told::Invalid) if all > 0 => Some("P2: it did arrive"),
+        Some(Told::Rejected) if publish.merit != Merit::TooLarge => Some("P6: rejected for another's mistake"),
+        Some(Told::Invalid) if publish.merit != Merit::Empty => Some("P6: there was nothing wrong with it"),
         Some(_) => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::network;
-use crate::plan::{NSQDS, nsqd_name};
+use crate::plan::{LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
 
 pub const PRODUCERS: usize = 8;
 
@@ -40,6 +40,8 @@ pub struct ProducerPlan {
     pub accept_fewer: bool,
     pub at_least_once: bool,
     pub routing: Route,
+    /// Whether it learns of the nsqds from nsqlookupds.
+    pub discovers: bool,
     pub lazily: bool,
     pub batching: bool,
     pub timeout: Duration,
@@ -75,7 +77,7 @@ pub struct Fault {
     pub kind: Kind,
 }
 
-/// The numbers are those of producers (`p`) and nsqds (`n`).
+/// The numbers are those of producers (`p`), nsqds (`n`) and nsqlookupds (`l`).
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// Its process ends and its sockets are closed; messages are kept.
@@ -84,6 +86,9 @@ pub enum Kind {
     LoseNsqd(usize),
     /// Its process dies with everything that it had in memory.
     KillNsqd(usize),
+    CrashLookupd(usize),
+    /// It reaches no nsqd.
+    Isolate(usize),
     /// It is shut down within this time, and started again.
     Shutdown(usize, Duration),
     Partition(Link),
@@ -92,19 +97,33 @@ pub enum Kind {
     Slow(Link, Duration),
 }
 
-/// Between a producer and an nsqd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link(pub usize, pub usize);
+pub enum Link {
+    ProducerNsqd(usize, usize),
+    ProducerLookupd(usize, usize),
+    NsqdLookupd(usize, usize),
+}
 
 impl Link {
+    pub fn to_nsqds(p: usize) -> Vec<Self> {
+        (0..NSQDS).map(|n| Self::ProducerNsqd(p, n)).collect()
+    }
+
     pub fn all_of_nsqd(n: usize) -> Vec<Self> {
-        (0..PRODUCERS).map(|p| Self(p, n)).collect()
+        let producers = (0..PRODUCERS).map(|p| Self::ProducerNsqd(p, n));
+        producers
+            .chain((0..LOOKUPDS).map(|l| Self::NsqdLookupd(n, l)))
+            .collect()
     }
 }
 
 impl network::Link for Link {
     fn ends(self) -> (String, String) {
-        (producer_name(self.0), nsqd_name(self.1))
+        match self {
+            Self::ProducerNsqd(p, n) => (producer_name(p), nsqd_name(n)),
+            Self::ProducerLookupd(p, l) => (producer_name(p), lookupd_name(l)),
+            Self::NsqdLookupd(n, l) => (nsqd_name(n), lookupd_name(l)),
+        }
     }
 }
 
@@ -152,6 +171,7 @@ fn producer(p: usize, random: &mut fastrand::Rng) -> ProducerPlan {
         accept_fewer: copies > 1 && random.u32(0..4) == 0,
         at_least_once: random.u32(0..3) == 0,
         routing: routes[random.usize(..routes.len())],
+        discovers: random.bool(),
         lazily: random.bool(),
         batching: random.u32(0..4) > 0,
         timeout: Duration::from_millis(random.u64(200..3_000)),
@@ -161,15 +181,26 @@ fn producer(p: usize, random: &mut fastrand::Rng) -> ProducerPlan {
 }
 
 fn fault(victim: usize, random: &mut fastrand::Rng) -> Fault {
-    let (p, n) = (random.usize(..PRODUCERS), random.usize(..NSQDS));
+    let (p, n, l) = (
+        random.usize(..PRODUCERS),
+        random.usize(..NSQDS),
+        random.usize(..LOOKUPDS),
+    );
+    let link = match random.u32(0..10) {
+        0 => Link::ProducerLookupd(p, l),
+        1 => Link::NsqdLookupd(n, l),
+        _ => Link::ProducerNsqd(p, n),
+    };
     let kind = match random.u32(0..100) {
         0..15 => Kind::StopNsqd(n),
         15..25 => Kind::LoseNsqd(n),
         25..32 => Kind::KillNsqd(victim),
-        32..47 => Kind::Shutdown(p, Duration::from_millis(random.u64(0..1_000))),
-        47..72 => Kind::Partition(Link(p, n)),
-        72..85 => Kind::Hold(Link(p, n)),
-        _ => Kind::Slow(Link(p, n), Duration::from_millis(random.u64(50..600))),
+        32..37 => Kind::CrashLookupd(l),
+        37..47 => Kind::Shutdown(p, Duration::from_millis(random.u64(0..1_000))),
+        47..57 => Kind::Isolate(p),
+        57..74 => Kind::Partition(link),
+        74..85 => Kind::Hold(link),
+        _ => Kind::Slow(link, Duration::from_millis(random.u64(50..600))),
     };
     Fault {
         at: Duration::from_millis(random.u64(CHAOS_BEGINS..CHAOS_ENDS)),

@@ -9,7 +9,7 @@ use super::cluster::{Cluster, Phase, ProducerOrder, run_nsqd, run_producer};
 use super::plan::{Fault, Kind, Link, PRODUCERS, Plan, producer_name};
 use crate::hosts::NsqdOrder;
 use crate::network::{Life, Network};
-use crate::plan::{HEARTBEAT, NSQDS, nsqd_name};
+use crate::plan::{HEARTBEAT, LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
 use crate::seeds::Outcome;
 
 /// How long producers may take to publish again. The longest part is a connection that is tried again after half a minute.
@@ -34,6 +34,8 @@ pub fn run(seed: u64, keep_story: bool) -> Result<Outcome, String> {
         active: Vec::new(),
         down: Vec::new(),
         ending: Vec::new(),
+        down_lookupds: Vec::new(),
+        crashing: Vec::new(),
         struck: 0,
     };
     let recovery = match run.live() {
@@ -68,6 +70,9 @@ struct Run {
     down: Vec<usize>,
     /// The producers that are shut down.
     ending: Vec<usize>,
+    down_lookupds: Vec<usize>,
+    /// The hosts that have a step to go.
+    crashing: Vec<String>,
     struck: usize,
 }
 
@@ -109,6 +114,13 @@ impl Run {
             let cluster = Arc::clone(&self.cluster);
             sim.host(nsqd_name(n), move || run_nsqd(Arc::clone(&cluster), n));
         }
+        for l in 0..LOOKUPDS {
+            let cluster = Arc::clone(&self.cluster);
+            sim.host(lookupd_name(l), move || {
+                let cluster = Arc::clone(&cluster);
+                async move { cluster.lookupds[l].run(&lookupd_name(l)).await }
+            });
+        }
         for p in 0..PRODUCERS {
             let (cluster, plan) = (Arc::clone(&self.cluster), Arc::clone(&self.plan));
             sim.host(producer_name(p), move || {
@@ -126,6 +138,15 @@ impl Run {
                     && self.network.cut_off(&Link::all_of_nsqd(n))
                     && self.take_down(n, NsqdOrder::Stop)
             }
+            Kind::CrashLookupd(l) => {
+                let is_up = !self.down_lookupds.contains(&l);
+                if is_up {
+                    self.down_lookupds.push(l);
+                    self.cluster.lookupds[l].is_about_to_crash();
+                    self.crashing.push(lookupd_name(l));
+                }
+                is_up
+            }
             Kind::Shutdown(p, deadline) => {
                 let is_up = !self.ending.contains(&p);
                 if is_up {
@@ -134,6 +155,7 @@ impl Run {
                 }
                 is_up
             }
+            Kind::Isolate(p) => self.network.cut_off(&Link::to_nsqds(p)),
             Kind::Partition(link) => self.network.cut_off(&[link]),
             Kind::Hold(link) => self.network.hold(link),
             Kind::Slow(link, latency) => self.network.slow_down(link, latency),
@@ -158,10 +180,15 @@ impl Run {
                     self.network.mend(&Link::all_of_nsqd(n));
                     self.bring_up(n);
                 }
+                Kind::CrashLookupd(l) => {
+                    self.down_lookupds.retain(|down| *down != l);
+                    self.network.sim.get_mut().bounce(lookupd_name(l));
+                }
                 Kind::Shutdown(p, _) => {
                     self.ending.retain(|ending| *ending != p);
                     self.cluster.producers[p].give(ProducerOrder::Start);
                 }
+                Kind::Isolate(p) => self.network.mend(&Link::to_nsqds(p)),
                 Kind::Partition(link) => self.network.mend(&[link]),
                 Kind::Hold(link) => self.network.release(link),
                 Kind::Slow(link, _) => self.network.speed_up(link),
@@ -249,6 +276,10 @@ impl Life for Run {
 
     fn step(&mut self) -> Result<(), String> {
         self.network.step()?;
+        // Their connections are cut by now.
+        for host in std::mem::take(&mut self.crashing) {
+            self.network.sim.get_mut().crash(host.as_str());
+        }
         let mut book = self.cluster.ledger.lock();
         book.story.clock = self.network.elapsed();
         book.story.judge()
