@@ -272,8 +272,9 @@ impl Pool {
         let claimed = journey.claims.map(Claims::lock);
         let claimed = claimed.as_deref().map_or(&[][..], Vec::as_slice);
         let is_ruled_out = |lane: &Arc<Lane>| {
-            let mut ruled_out = journey.tried.iter().chain(claimed);
-            ruled_out.any(|other| Arc::ptr_eq(other, lane))
+            let was_tried = journey.tried.iter().any(|other| Arc::ptr_eq(other, lane));
+            // By address: an nsqd that was removed and added again has another lane, and still has its copy.
+            was_tried || claimed.iter().any(|other| other.address == lane.address)
         };
         self.choose(&message.facts(), most, is_ruled_out)
     }

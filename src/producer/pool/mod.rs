@@ -160,9 +160,15 @@ impl Pool {
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
             self.drain();
         }
+        // For those who wait until there is a connection and publish nothing; others go on waiting.
+        self.notices.up.ring();
     }
 
     pub(super) async fn shutdown(&self, deadline: Duration) -> Leftover {
+        if !self.is_closed() {
+            // What they left is no matter of this end.
+            self.forget_ended();
+        }
         self.close();
         let at = ends_at(Instant::now(), deadline);
         let lanes = self.all_lanes();

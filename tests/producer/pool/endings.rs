@@ -177,3 +177,19 @@ async fn p4_a_publish_dropped_at_any_await_leaves_no_trace() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_until_it_is_ready_is_told_of_the_shutdown() {
+    for count in [1, 2] {
+        let nsqds = Nsqds::start(0);
+        let producer = nsqds.producer(count).connect_lazily().unwrap();
+        let waiting = producer.clone();
+        let waiting = tokio::spawn(async move { waiting.ready(3600 * SECOND).await });
+        settle().await;
+        let begun = Instant::now();
+        producer.shutdown(SECOND).await;
+        let error = waiting.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Shutdown);
+        assert!(begun.elapsed() <= SECOND, "{:?}", begun.elapsed());
+    }
+}
