@@ -177,7 +177,8 @@ impl Pool {
                 return leftover;
             }
         }
-        let waited = self.waiting.publishes.load(Ordering::SeqCst);
+        let not_sent = self.waiting.not_sent.load(Ordering::SeqCst);
+        let unknown = self.waiting.unknown.load(Ordering::SeqCst);
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -185,7 +186,8 @@ impl Pool {
         }
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
-        leftover.not_sent += waited;
+        leftover.not_sent += not_sent;
+        leftover.unknown += unknown;
         // Not those with a caller: it may never look.
         self.detached.all_ended().await;
         leftover

@@ -193,3 +193,25 @@ async fn who_waits_until_it_is_ready_is_told_of_the_shutdown() {
         assert!(begun.elapsed() <= SECOND, "{:?}", begun.elapsed());
     }
 }
+
+/// One that pauses before its repetition, and one that waits for a connection to be repeated, are at no nsqd.
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_counts_what_was_about_to_be_repeated_as_unknown() {
+    for pauses in [true, false] {
+        let mut nsqds = Nsqds::start(1);
+        let builder = nsqds.producer(1).at_least_once(true);
+        let (producer, mut peers) = nsqds.connect(builder).await;
+        let published = publish(&producer, "t", "m");
+        peers[0].command().await;
+        nsqds.close("a:1");
+        peers.clear();
+        settle().await;
+        if !pauses {
+            tokio::time::sleep(SECOND).await;
+        }
+        assert_eq!(producer.stats().pending_messages, 1);
+        let report = producer.shutdown(std::time::Duration::ZERO).await;
+        assert_eq!(published.await.unwrap().unwrap_err().kind(), ErrorKind::Unknown);
+        assert_eq!((report.unknown, report.not_sent), (1, 0), "pauses: {pauses}");
+    }
+}
