@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::pipeline::Generations;
 use super::super::stats::Counts;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 #[derive(Debug, Default)]
 pub(super) struct Books {
@@ -21,6 +21,8 @@ pub(super) struct Books {
 struct State {
     generations: Generations,
     counts: Counts,
+    /// How many publishes have ended as unknown since the producer began to end.
+    unknown_at_end: Option<usize>,
 }
 
 /// A flush that waits.
@@ -55,7 +57,21 @@ impl Books {
     }
 
     pub(super) fn count(&self, outcome: &Result<()>, messages: usize) {
-        self.lock().counts.count(outcome, messages as u32);
+        let mut state = self.lock();
+        state.counts.count(outcome, messages as u32);
+        if let (Some(unknown), Err(error)) = (&mut state.unknown_at_end, outcome) {
+            *unknown += usize::from(error.kind() == ErrorKind::Unknown);
+        }
+    }
+
+    /// The producer begins to end.
+    pub(super) fn close(&self) {
+        self.lock().unknown_at_end.get_or_insert(0);
+    }
+
+    /// How many publishes have ended as unknown since then.
+    pub(super) fn unknown_at_end(&self) -> usize {
+        self.lock().unknown_at_end.unwrap_or(0)
     }
 
     pub(super) fn counts(&self) -> Counts {

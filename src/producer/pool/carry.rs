@@ -128,10 +128,12 @@ impl Pool {
     /// Dropping the future takes back what no nsqd's connection has taken. A copy that waits at an nsqd stays and is sent.
     pub(in crate::producer) async fn publish(&self, topic: Topic, payload: Payload, span: Span) -> Result<()> {
         let messages = payload.messages();
-        let outcome = match Inside::enter(self) {
-            Ok(_inside) => self.carry_all(topic, payload, span).await,
-            Err(error) => Err(error),
+        let inside = Inside::enter(self);
+        let outcome = match &inside {
+            Ok(_) => self.carry_all(topic, payload, span).await,
+            Err(error) => Err(error.clone()),
         };
+        // While it is inside, so that who waits for its end finds it counted.
         self.books.count(&outcome, messages);
         outcome
     }

@@ -169,16 +169,19 @@ impl Pool {
             // What they left is no matter of this end.
             self.forget_ended();
         }
+        self.books.close();
         self.close();
         let at = ends_at(Instant::now(), deadline);
         let lanes = self.all_lanes();
         if self.books.flush(at).await.is_ok() {
-            if let Ok(leftover) = timeout_at(at, all_ended(&lanes)).await {
+            if let Ok(mut leftover) = timeout_at(at, all_ended(&lanes)).await {
+                // The lanes tell of those only whose callers have left.
+                leftover.unknown += self.books.unknown_at_end();
                 return leftover;
             }
         }
         let not_sent = self.waiting.not_sent.load(Ordering::SeqCst);
-        let unknown = self.waiting.unknown.load(Ordering::SeqCst);
+        let unknown = self.books.unknown_at_end() + self.waiting.unknown.load(Ordering::SeqCst);
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);

@@ -215,3 +215,31 @@ async fn p2_a_shutdown_counts_what_was_about_to_be_repeated_as_unknown() {
         assert_eq!((report.unknown, report.not_sent), (1, 0), "pauses: {pauses}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_reports_what_was_lost_while_it_waited() {
+    for count in [1, 2] {
+        for repeat in [false, true] {
+            let mut nsqds = Nsqds::start(count);
+            let builder = nsqds.producer(count).at_least_once(repeat).routing(Routing::failover());
+            let (producer, mut peers) = nsqds.connect(builder).await;
+            let published = publish(&producer, "t", "m");
+            peers[0].command().await;
+            let ending = producer.clone();
+            let ending = tokio::spawn(async move { ending.shutdown(5 * SECOND).await });
+            settle().await;
+            nsqds.close("a:1");
+            let second = (count > 1).then(|| Served::new(peers.remove(1)));
+            drop(peers);
+            let report = ending.await.unwrap();
+            let outcome = published.await.unwrap();
+            if repeat && second.is_some() {
+                outcome.unwrap();
+                assert!(report.is_clean(), "{report:?}");
+            } else {
+                assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unknown);
+                assert_eq!((report.unknown, report.not_sent), (1, 0), "{count} nsqds");
+            }
+        }
+    }
+}
