@@ -21,8 +21,16 @@ pub(super) struct Books {
 struct State {
     generations: Generations,
     counts: Counts,
-    /// How many publishes have ended as unknown since the producer began to end.
-    unknown_at_end: Option<usize>,
+    ending: Option<Ending>,
+}
+
+/// What has happened since the producer began to end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ending {
+    /// Publishes that ended as unknown.
+    unknown: usize,
+    /// What is still pending was given up. From here on the lanes count it.
+    stopped: bool,
 }
 
 /// A flush that waits.
@@ -59,19 +67,31 @@ impl Books {
     pub(super) fn count(&self, outcome: &Result<()>, messages: usize) {
         let mut state = self.lock();
         state.counts.count(outcome, messages as u32);
-        if let (Some(unknown), Err(error)) = (&mut state.unknown_at_end, outcome) {
-            *unknown += usize::from(error.kind() == ErrorKind::Unknown);
+        if let (Some(ending), Err(error)) = (&mut state.ending, outcome) {
+            if !ending.stopped && error.kind() == ErrorKind::Unknown {
+                ending.unknown += 1;
+            }
         }
     }
 
     /// The producer begins to end.
     pub(super) fn close(&self) {
-        self.lock().unknown_at_end.get_or_insert(0);
+        self.lock().ending.get_or_insert_default();
     }
 
-    /// How many publishes have ended as unknown since then.
+    /// What is still pending is given up, with that many publishes at no nsqd that may have arrived.
+    pub(super) fn stop(&self, unknown: usize) {
+        let mut state = self.lock();
+        let ending = state.ending.get_or_insert_default();
+        if !ending.stopped {
+            ending.unknown += unknown;
+            ending.stopped = true;
+        }
+    }
+
+    /// How many publishes have ended as unknown since the producer began to end, but those that a lane has counted.
     pub(super) fn unknown_at_end(&self) -> usize {
-        self.lock().unknown_at_end.unwrap_or(0)
+        self.lock().ending.map_or(0, |ending| ending.unknown)
     }
 
     pub(super) fn counts(&self) -> Counts {

@@ -181,7 +181,7 @@ impl Pool {
             }
         }
         let not_sent = self.waiting.not_sent.load(Ordering::SeqCst);
-        let unknown = self.books.unknown_at_end() + self.waiting.unknown.load(Ordering::SeqCst);
+        self.books.stop(self.waiting.unknown.load(Ordering::SeqCst));
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -190,7 +190,7 @@ impl Pool {
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
         leftover.not_sent += not_sent;
-        leftover.unknown += unknown;
+        leftover.unknown += self.books.unknown_at_end();
         // Not those with a caller: it may never look.
         self.detached.all_ended().await;
         leftover

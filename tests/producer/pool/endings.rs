@@ -243,3 +243,16 @@ async fn p2_a_shutdown_reports_what_was_lost_while_it_waited() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_second_shutdown_reports_what_the_first_one_left() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, mut peers) = nsqds.connect(nsqds.producer(2)).await;
+    let _published = publish(&producer, "t", "m");
+    peers[0].command().await;
+    let patient = producer.clone();
+    let patient = tokio::spawn(async move { patient.shutdown(60 * SECOND).await });
+    settle().await;
+    assert_eq!(producer.shutdown(SECOND).await.unknown, 1);
+    assert_eq!(patient.await.unwrap().unknown, 1);
+}
