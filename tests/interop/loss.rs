@@ -52,7 +52,10 @@ impl Cluster {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "how much was unknown differs from run to run and is worth a look")]
+#[expect(
+    clippy::print_stdout,
+    reason = "how much was unknown differs from run to run and is worth a look"
+)]
 async fn judge(seen: &Seen, outcomes: &Outcomes) {
     seen_all_of(seen, &outcomes.confirmed).await;
     let handled = seen.lock().unwrap().clone();
