@@ -168,7 +168,7 @@ impl Book {
                 }
             }
         }
-        for ((id, message), _) in &self.places {
+        for (id, message) in self.places.keys() {
             if self
                 .publishes
                 .get(id)
