@@ -199,8 +199,8 @@ impl Producer {
     /// connection lives, so that *unknown* is told only where it is.
     ///
     /// With several nsqds the message goes the way of a publish in a task of its own, and its deadline is that of a
-    /// publish to the end. Room is then counted over all nsqds: as much may be enqueued and unresolved as may be pending
-    /// at one.
+    /// publish to the end, also when the last clone is dropped before. Room is then counted over all nsqds: as much may be
+    /// enqueued and unresolved as may be pending at one. What finds no connection at first may be sent in another order.
     ///
     /// # Errors
     /// *Invalid* as for [`publish`](Self::publish), *not sent* if there was no room within the deadline or the producer

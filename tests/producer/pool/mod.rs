@@ -1,6 +1,7 @@
 //! Several nsqds behind one producer: who gets a message, and what happens when one of them dies.
 
 mod copies;
+mod detached;
 mod discovery;
 mod endings;
 mod random;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nsq::transport::{MemoryListener, MemoryNetwork};
-use async_nsq::{ErrorKind, Producer, ProducerBuilder, Result, Routing};
+use async_nsq::{Error, ErrorKind, Producer, ProducerBuilder, Result, Routing};
 use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,6 +17,9 @@ use crate::support::{Command, Peer};
 
 /// Which nsqd has accepted which message.
 type Books = Arc<Mutex<HashMap<String, Vec<usize>>>>;
+
+/// What the hook was told of messages that nobody waited for.
+type Told = Arc<Mutex<Vec<(String, Error)>>>;
 
 struct Chaos {
     network: MemoryNetwork,
@@ -116,12 +119,14 @@ impl Policy {
             2 => Routing::by_key(|_, body| body.len() as u64),
             _ => Routing::round_robin(),
         };
+        let linger = if rng.bool() { millis(rng, 50) } else { Duration::ZERO };
         builder
+            .linger(linger)
+            .batching(!linger.is_zero() || rng.bool())
             .copies(self.copies)
             .accept_fewer_copies(self.accept_fewer)
             .at_least_once(self.at_least_once)
             .routing(routing)
-            .batching(rng.bool())
             .max_pending_messages(rng.u32(1..20))
             .max_pending_bytes(rng.u32(10..500))
     }
@@ -155,6 +160,13 @@ fn call(producer: &Producer, body: String, allowed: Duration) -> Call {
     }
 }
 
+/// Enqueues a message. What it returns tells whether it was taken.
+fn enqueue(producer: &Producer, body: String, allowed: Duration) -> (String, JoinHandle<Result<()>>) {
+    let producer = producer.with_publish_timeout(allowed);
+    let enqueued = body.clone();
+    (body, tokio::spawn(async move { producer.enqueue("t", enqueued).await }))
+}
+
 async fn live(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let policy = Policy::random(&mut rng);
@@ -167,11 +179,21 @@ async fn live(seed: u64) {
         };
         tokio::spawn(chaos.nsqd(number, rng.fork()));
     }
-    let producer = policy.builder(&mut rng, &network).connect_lazily().unwrap();
-    let mut calls = Vec::new();
+    let told = Told::default();
+    let hears = Arc::clone(&told);
+    let builder = policy.builder(&mut rng, &network).on_failure(move |failure| {
+        let failure = (text(&failure.body), failure.error.clone());
+        hears.lock().unwrap().push(failure);
+    });
+    let producer = builder.connect_lazily().unwrap();
+    let (mut calls, mut enqueued) = (vec![call(&producer, "first".to_owned(), SECOND)], Vec::new());
     for n in 0..rng.u32(1..80) {
         let allowed = millis(&mut rng, 8_000);
-        calls.push(call(&producer, n.to_string(), allowed));
+        if rng.u8(..3) == 0 {
+            enqueued.push(enqueue(&producer, n.to_string(), allowed));
+        } else {
+            calls.push(call(&producer, n.to_string(), allowed));
+        }
         if rng.u8(..3) == 0 {
             sleep(millis(&mut rng, 400)).await;
         }
@@ -189,6 +211,21 @@ async fn live(seed: u64) {
     let last = producer.with_publish_timeout(600 * SECOND);
     let published = last.publish_many("t", ["last", "but", "one"]).await;
     published.unwrap_or_else(|error| panic!("seed {seed}, {policy:?}: {error:?}"));
+    let flushed = producer.flush(60 * SECOND).await;
+    flushed.unwrap_or_else(|error| panic!("seed {seed}, {policy:?}: {error}"));
+    let mut failures = HashMap::new();
+    for (body, error) in told.lock().unwrap().drain(..) {
+        assert!(failures.insert(body, error).is_none(), "seed {seed}: told twice");
+    }
+    for (body, task) in enqueued {
+        let taken = task.await.unwrap();
+        judge_enqueued(&body, taken, failures.remove(&body), &policy, &books, seed);
+    }
+    assert!(failures.is_empty(), "seed {seed}: {failures:?}");
+    // What its deadline has overtaken takes room until its answer comes.
+    sleep(60 * SECOND).await;
+    let stats = producer.stats();
+    assert_eq!((stats.pending_messages, stats.pending_bytes), (0, 0), "seed {seed}");
     let ending = timeout(61 * SECOND, producer.shutdown(60 * SECOND)).await;
     assert!(ending.is_ok(), "seed {seed}: a shutdown ends in time");
 }
@@ -202,15 +239,31 @@ fn judge(
 ) {
     // Its caller has left.
     let Ok((outcome, took)) = ended else { return };
-    let books = books.lock().unwrap();
-    let accepted = books.get(&call.body).map_or(&[][..], Vec::as_slice);
-    let distinct: HashSet<_> = accepted.iter().collect();
-    let told = format!("seed {seed}, {policy:?}: {outcome:?}, accepted by {accepted:?}");
     assert!(
         took <= call.allowed + Duration::from_millis(5),
-        "late by {:?}: {told}",
+        "seed {seed}, {policy:?}: late by {:?}: {outcome:?}",
         took - call.allowed
     );
+    judge_outcome(&call.body, outcome, policy, books, seed);
+}
+
+fn judge_enqueued(body: &str, taken: Result<()>, failure: Option<Error>, policy: &Policy, books: &Books, seed: u64) {
+    match (taken, failure) {
+        (Ok(()), None) => judge_outcome(body, Ok(()), policy, books, seed),
+        (Ok(()), Some(failure)) => judge_outcome(body, Err(failure), policy, books, seed),
+        (Err(refusal), None) => {
+            assert_eq!(refusal.kind(), ErrorKind::NotSent);
+            judge_outcome(body, Err(refusal), policy, books, seed);
+        }
+        (Err(refusal), Some(failure)) => panic!("seed {seed}: {body} was refused, {refusal}, and told of, {failure}"),
+    }
+}
+
+fn judge_outcome(body: &str, outcome: Result<()>, policy: &Policy, books: &Books, seed: u64) {
+    let books = books.lock().unwrap();
+    let accepted = books.get(body).map_or(&[][..], Vec::as_slice);
+    let distinct: HashSet<_> = accepted.iter().collect();
+    let told = format!("seed {seed}, {policy:?}: {outcome:?}, accepted by {accepted:?}");
     match outcome {
         Ok(()) => assert!(distinct.len() >= policy.least(), "{told}"),
         Err(error) => match error.kind() {
