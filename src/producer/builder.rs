@@ -157,6 +157,9 @@ impl ProducerBuilder {
     /// To how many different nsqds each message is sent, so that it survives the loss of all of them but one. Default: 1.
     /// Allowed: 1 to the number of nsqds; with [`lookupd`](Self::lookupd) to 1,000.
     ///
+    /// nsqds are told apart by their addresses: give those that are announced, too, as they are announced, or one could
+    /// get both copies.
+    ///
     /// A publish is `Ok` once all copies are confirmed, or as many as [`quorum`](Self::quorum) says. A consumer gets each
     /// copy, since nsqds know nothing of each other: give it a [`DuplicateWindow`](crate::DuplicateWindow).
     ///
@@ -170,7 +173,8 @@ impl ProducerBuilder {
 
     /// How many [`copies`](Self::copies) have to be confirmed. Default: all. Allowed: 1 to the number of copies.
     ///
-    /// The others are on their way or wait at their nsqd by then, and are not sent elsewhere if they fail there.
+    /// The others are on their way or wait at their nsqd by then, and are not sent elsewhere if they fail there. Those
+    /// for which there was no room at their nsqd are not sent at all.
     pub fn quorum(mut self, count: usize) -> Self {
         self.policy.copies.quorum = Some(count);
         self

@@ -95,7 +95,8 @@ use crate::name::Topic;
 ///
 /// # Drop
 /// Dropping the last clone ends the connection in the background once nothing is pending, at once if nothing is, and
-/// after 30 s in any case. Use [`shutdown`](Self::shutdown) to wait for it.
+/// after 30 s in any case. With several nsqds, what was enqueued goes on until its deadline before that. Use
+/// [`shutdown`](Self::shutdown) to wait for it.
 ///
 /// ```
 /// use async_nsq::{Producer, test_server::Nsqd};

@@ -178,3 +178,20 @@ async fn options_of_linger_out_of_range() {
         assert!(error.to_string().contains(option), "{error}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_was_taken_back_does_not_hold_the_next_one() {
+    let mut nsqd = ScriptedNsqd::start();
+    let builder = lingering(&nsqd);
+    let (producer, mut peer) = nsqd.connect_with(builder).await;
+    let left = publish(&producer, "a", "left");
+    settle().await;
+    left.abort();
+    tokio::time::sleep(2 * LINGER).await;
+    let begun = Instant::now();
+    let published = publish(&producer, "a", "1");
+    let (command, took) = next(&mut peer, begun).await;
+    assert_eq!(command, Command::publish("a", "1"));
+    assert!((50..=52).contains(&took), "{took}");
+    published.await.unwrap().unwrap();
+}

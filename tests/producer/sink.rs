@@ -130,3 +130,26 @@ async fn a_dropped_sinks_messages_go_on_and_their_failures_to_the_hook() {
     assert_eq!((failure.topic.as_str(), &failure.body[..]), ("a", &b"1"[..]));
     assert_eq!(failure.error.kind(), ErrorKind::Rejected);
 }
+
+#[test]
+fn a_sink_that_is_full_may_be_polled_outside_of_the_runtime() {
+    for count in [1, 2] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let network = async_nsq::transport::MemoryNetwork::new();
+        let builder = ["a:1", "b:1"][..count]
+            .iter()
+            .fold(async_nsq::Producer::builder(), |builder, name| builder.nsqd(*name))
+            .connection(async_nsq::ConnectionConfig::new().connector(network.connector()))
+            .max_pending_messages(1);
+        let mut sink = runtime.block_on(async { builder.connect_lazily().unwrap().sink() });
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        for body in ["1", "2"] {
+            assert!(sink.poll_ready_unpin(&mut cx).is_ready());
+            sink.start_send_unpin(item("a", body)).unwrap();
+        }
+        assert!(sink.poll_ready_unpin(&mut cx).is_pending());
+    }
+}

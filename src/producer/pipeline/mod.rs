@@ -433,6 +433,9 @@ impl Pipeline {
             if state.closed.is_some() && state.taken == 0 {
                 return Taken::Closed;
             }
+            // All that lingered may have been taken back: the next batch is a new one, and has to wake the driver.
+            state.lingers = false;
+            state.urgent = false;
             state.driver = Some(cx.waker().clone());
             return Taken::Nothing;
         }

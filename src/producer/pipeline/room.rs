@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
@@ -18,6 +19,8 @@ pub(in crate::producer) struct Room {
     // newcomer could take what is free while the one whose permits have just come is still to run.
     turnstile: Semaphore,
     in_line: AtomicUsize,
+    /// Whose timers those in line use: a sink may be polled outside of it.
+    runtime: Option<Handle>,
 }
 
 impl Room {
@@ -28,6 +31,7 @@ impl Room {
             bytes: Semaphore::new(bounds.bytes as usize),
             turnstile: Semaphore::new(1),
             in_line: AtomicUsize::new(0),
+            runtime: Handle::try_current().ok(),
         }
     }
 
@@ -119,7 +123,11 @@ impl InLine<'_> {
             let bytes = self.room.bytes.acquire_many(cost.bytes as u32).await.ok()?;
             Some((messages, bytes))
         };
-        match timeout_at(deadline, taken).await.ok().flatten() {
+        let taken = {
+            let _timers = self.room.runtime.as_ref().map(Handle::enter);
+            timeout_at(deadline, taken)
+        };
+        match taken.await.ok().flatten() {
             Some((messages, bytes)) => {
                 messages.forget();
                 bytes.forget();

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::pipeline::Generations;
 use super::super::stats::Counts;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 #[derive(Debug, Default)]
 pub(super) struct Books {
@@ -21,6 +21,16 @@ pub(super) struct Books {
 struct State {
     generations: Generations,
     counts: Counts,
+    ending: Option<Ending>,
+}
+
+/// What has happened since the producer began to end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ending {
+    /// Publishes that ended as unknown.
+    unknown: usize,
+    /// What is still pending was given up. From here on the lanes count it.
+    stopped: bool,
 }
 
 /// A flush that waits.
@@ -55,7 +65,33 @@ impl Books {
     }
 
     pub(super) fn count(&self, outcome: &Result<()>, messages: usize) {
-        self.lock().counts.count(outcome, messages as u32);
+        let mut state = self.lock();
+        state.counts.count(outcome, messages as u32);
+        if let (Some(ending), Err(error)) = (&mut state.ending, outcome) {
+            if !ending.stopped && error.kind() == ErrorKind::Unknown {
+                ending.unknown += 1;
+            }
+        }
+    }
+
+    /// The producer begins to end.
+    pub(super) fn close(&self) {
+        self.lock().ending.get_or_insert_default();
+    }
+
+    /// What is still pending is given up, with that many publishes at no nsqd that may have arrived.
+    pub(super) fn stop(&self, unknown: usize) {
+        let mut state = self.lock();
+        let ending = state.ending.get_or_insert_default();
+        if !ending.stopped {
+            ending.unknown += unknown;
+            ending.stopped = true;
+        }
+    }
+
+    /// How many publishes have ended as unknown since the producer began to end, but those that a lane has counted.
+    pub(super) fn unknown_at_end(&self) -> usize {
+        self.lock().ending.map_or(0, |ending| ending.unknown)
     }
 
     pub(super) fn counts(&self) -> Counts {

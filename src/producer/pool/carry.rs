@@ -71,34 +71,51 @@ impl<'a> Journey<'a> {
     }
 }
 
-/// What waits for a connection.
+/// What is at no nsqd: it waits for a connection, or pauses before it is repeated.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pub(super) publishes: AtomicUsize,
+    /// Publishes that have not arrived anywhere.
+    pub(super) not_sent: AtomicUsize,
+    /// Publishes that may have arrived with an earlier attempt.
+    pub(super) unknown: AtomicUsize,
     pub(super) messages: AtomicUsize,
     pub(super) bytes: AtomicUsize,
 }
 
-/// Counts a publish that waits for a connection.
+/// Counts a publish that is at no nsqd.
 struct Waiting<'a> {
     queue: &'a Queue,
+    may_have_arrived: bool,
     messages: usize,
     bytes: usize,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(queue: &'a Queue, payload: &Payload) -> Self {
-        let (messages, bytes) = (payload.messages(), payload.size());
-        queue.publishes.fetch_add(1, Ordering::SeqCst);
-        queue.messages.fetch_add(messages, Ordering::Relaxed);
-        queue.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Self { queue, messages, bytes }
+    fn new(queue: &'a Queue, payload: &Payload, attempts: &Attempts) -> Self {
+        let waiting = Self {
+            queue,
+            may_have_arrived: attempts.may_have_arrived(),
+            messages: payload.messages(),
+            bytes: payload.size(),
+        };
+        waiting.publishes().fetch_add(1, Ordering::SeqCst);
+        queue.messages.fetch_add(waiting.messages, Ordering::Relaxed);
+        queue.bytes.fetch_add(waiting.bytes, Ordering::Relaxed);
+        waiting
+    }
+
+    fn publishes(&self) -> &'a AtomicUsize {
+        if self.may_have_arrived {
+            &self.queue.unknown
+        } else {
+            &self.queue.not_sent
+        }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.queue.publishes.fetch_sub(1, Ordering::SeqCst);
+        self.publishes().fetch_sub(1, Ordering::SeqCst);
         self.queue.messages.fetch_sub(self.messages, Ordering::Relaxed);
         self.queue.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -111,10 +128,12 @@ impl Pool {
     /// Dropping the future takes back what no nsqd's connection has taken. A copy that waits at an nsqd stays and is sent.
     pub(in crate::producer) async fn publish(&self, topic: Topic, payload: Payload, span: Span) -> Result<()> {
         let messages = payload.messages();
-        let outcome = match Inside::enter(self) {
-            Ok(_inside) => self.carry_all(topic, payload, span).await,
-            Err(error) => Err(error),
+        let inside = Inside::enter(self);
+        let outcome = match &inside {
+            Ok(_) => self.carry_all(topic, payload, span).await,
+            Err(error) => Err(error.clone()),
         };
+        // While it is inside, so that who waits for its end finds it counted.
         self.books.count(&outcome, messages);
         outcome
     }
@@ -176,6 +195,7 @@ impl Pool {
                 }
                 Next::After(pause) => {
                     self.counts.retried.fetch_add(1, Ordering::Relaxed);
+                    let _waiting = Waiting::new(&self.waiting, &message.payload, &journey.attempts);
                     self.pause(pause).await;
                 }
             }
@@ -252,7 +272,7 @@ impl Pool {
             return Err(journey.attempts.give_up(error));
         }
         let mut up = self.notices.up.listen();
-        let _waiting = Waiting::new(&self.waiting, &message.payload);
+        let _waiting = Waiting::new(&self.waiting, &message.payload, &journey.attempts);
         loop {
             // Again, since a connection may have come before the subscription to it.
             let found = self.choose_for(message, most, journey);
@@ -272,8 +292,9 @@ impl Pool {
         let claimed = journey.claims.map(Claims::lock);
         let claimed = claimed.as_deref().map_or(&[][..], Vec::as_slice);
         let is_ruled_out = |lane: &Arc<Lane>| {
-            let mut ruled_out = journey.tried.iter().chain(claimed);
-            ruled_out.any(|other| Arc::ptr_eq(other, lane))
+            let was_tried = journey.tried.iter().any(|other| Arc::ptr_eq(other, lane));
+            // By address: an nsqd that was removed and added again has another lane, and still has its copy.
+            was_tried || claimed.iter().any(|other| other.address == lane.address)
         };
         self.choose(&message.facts(), most, is_ruled_out)
     }

@@ -129,6 +129,14 @@ impl Pool {
         lanes
     }
 
+    /// Keeps of the removed nsqds only those that have something pending.
+    pub(super) fn forget_ended(&self) {
+        self.members
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forget_ended();
+    }
+
     /// Adds an nsqd and begins to connect to it. One that is there already stays, in its newly told place.
     pub(in crate::producer) fn add(&self, address: &Arc<str>, place: Place, pinned: bool) {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);

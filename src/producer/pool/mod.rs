@@ -160,18 +160,28 @@ impl Pool {
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
             self.drain();
         }
+        // For those who wait until there is a connection and publish nothing; others go on waiting.
+        self.notices.up.ring();
     }
 
     pub(super) async fn shutdown(&self, deadline: Duration) -> Leftover {
+        if !self.is_closed() {
+            // What they left is no matter of this end.
+            self.forget_ended();
+        }
+        self.books.close();
         self.close();
         let at = ends_at(Instant::now(), deadline);
         let lanes = self.all_lanes();
         if self.books.flush(at).await.is_ok() {
-            if let Ok(leftover) = timeout_at(at, all_ended(&lanes)).await {
+            if let Ok(mut leftover) = timeout_at(at, all_ended(&lanes)).await {
+                // The lanes tell of those only whose callers have left.
+                leftover.unknown += self.books.unknown_at_end();
                 return leftover;
             }
         }
-        let waited = self.waiting.publishes.load(Ordering::SeqCst);
+        let not_sent = self.waiting.not_sent.load(Ordering::SeqCst);
+        self.books.stop(self.waiting.unknown.load(Ordering::SeqCst));
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -179,7 +189,8 @@ impl Pool {
         }
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
-        leftover.not_sent += waited;
+        leftover.not_sent += not_sent;
+        leftover.unknown += self.books.unknown_at_end();
         // Not those with a caller: it may never look.
         self.detached.all_ended().await;
         leftover

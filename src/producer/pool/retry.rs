@@ -65,6 +65,11 @@ impl Attempts {
         }
     }
 
+    /// Whether an attempt was made that nsqd may have acted on.
+    pub(super) fn may_have_arrived(&self) -> bool {
+        self.unknown.is_some()
+    }
+
     /// An attempt has ended with `left` until the deadline. `draw` is a random number from zero up to one.
     pub(super) fn handle_outcome(&mut self, outcome: Result<()>, left: Duration, budget: &Budget, draw: f64) -> Next {
         let Err(error) = outcome else {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Nsqds, SECOND, Served};
 use crate::support::{Command, settle};
-use crate::{cause, publish};
+use crate::{cause, large, publish};
 
 const LOOKUPD: &str = "lookupd:4161";
 
@@ -158,4 +158,80 @@ async fn an_nsqd_that_has_registered_anew_is_dialled_at_once() {
     let _served = Served::new(nsqds.accept("a:1").await);
     producer.ready(SECOND).await.unwrap();
     assert!(back.elapsed() <= 3 * SECOND, "{:?}", back.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn p1_an_nsqd_that_went_and_came_back_gets_no_second_copy() {
+    let mut nsqds = Nsqds::start(2);
+    let announced = announcing(&nsqds.network);
+    announced.lock().unwrap().extend([("a", "x", 1), ("b", "x", 1)]);
+    let builder = producer(&nsqds)
+        .lookupd_poll_interval(SECOND)
+        .copies(2)
+        .publish_timeout(600 * SECOND);
+    let (producer, mut peers) = nsqds.connect(builder).await;
+    let mut second = peers.pop().unwrap();
+    let mut first = peers.pop().unwrap();
+    // The second takes nothing, so that the message waits there.
+    let _blocking = publish(&producer, "x", large());
+    first.command().await;
+    first.ok().await;
+    let published = publish(&producer, "t", "m");
+    assert_eq!(first.command().await, Command::publish("t", "m"));
+    first.ok().await;
+    settle().await;
+
+    announced.lock().unwrap().remove(0);
+    while producer.nsqds().len() == 2 {
+        second.heartbeat().await;
+        sleep(SECOND).await;
+    }
+    announced.lock().unwrap().push(("a", "x", 1));
+    let first = Served::new(nsqds.accept("a:1").await);
+    settle().await;
+    nsqds.close("b:1");
+    drop(second);
+    sleep(5 * SECOND).await;
+    assert!(!published.is_finished(), "with both copies at one nsqd");
+    assert_eq!(first.count(), 0);
+    nsqds.open("b:1");
+    let second = Served::new(nsqds.accept("b:1").await);
+    published.await.unwrap().unwrap();
+    assert!(second.take().contains(&"m".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_report_what_a_removed_nsqd_had_lost_long_before() {
+    let mut nsqds = Nsqds::start(2);
+    let announced = announcing(&nsqds.network);
+    announced.lock().unwrap().extend([("a", "x", 1), ("b", "x", 1)]);
+    let builder = producer(&nsqds)
+        .lookupd_poll_interval(SECOND)
+        .publish_timeout(600 * SECOND);
+    let (producer, mut peers) = nsqds.connect(builder).await;
+    let all = ["1", "2"].map(|body| publish(&producer, "t", body));
+    for peer in &mut peers {
+        peer.command().await;
+    }
+    let mut second = peers.pop().unwrap();
+    peers[0].ok().await;
+    announced.lock().unwrap().remove(1);
+    while producer.nsqds().len() == 2 {
+        peers[0].heartbeat().await;
+        second.heartbeat().await;
+        sleep(SECOND).await;
+    }
+    drop(second);
+    let mut unknown = 0;
+    for published in all {
+        match published.await.unwrap() {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unknown);
+                unknown += 1;
+            }
+        }
+    }
+    assert_eq!(unknown, 1);
+    assert!(producer.shutdown(SECOND).await.is_clean());
 }

@@ -177,3 +177,82 @@ async fn p4_a_publish_dropped_at_any_await_leaves_no_trace() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_until_it_is_ready_is_told_of_the_shutdown() {
+    for count in [1, 2] {
+        let nsqds = Nsqds::start(0);
+        let producer = nsqds.producer(count).connect_lazily().unwrap();
+        let waiting = producer.clone();
+        let waiting = tokio::spawn(async move { waiting.ready(3600 * SECOND).await });
+        settle().await;
+        let begun = Instant::now();
+        producer.shutdown(SECOND).await;
+        let error = waiting.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Shutdown);
+        assert!(begun.elapsed() <= SECOND, "{:?}", begun.elapsed());
+    }
+}
+
+/// One that pauses before its repetition, and one that waits for a connection to be repeated, are at no nsqd.
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_counts_what_was_about_to_be_repeated_as_unknown() {
+    for pauses in [true, false] {
+        let mut nsqds = Nsqds::start(1);
+        let builder = nsqds.producer(1).at_least_once(true);
+        let (producer, mut peers) = nsqds.connect(builder).await;
+        let published = publish(&producer, "t", "m");
+        peers[0].command().await;
+        nsqds.close("a:1");
+        peers.clear();
+        settle().await;
+        if !pauses {
+            tokio::time::sleep(SECOND).await;
+        }
+        assert_eq!(producer.stats().pending_messages, 1);
+        let report = producer.shutdown(std::time::Duration::ZERO).await;
+        assert_eq!(published.await.unwrap().unwrap_err().kind(), ErrorKind::Unknown);
+        assert_eq!((report.unknown, report.not_sent), (1, 0), "pauses: {pauses}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_reports_what_was_lost_while_it_waited() {
+    for count in [1, 2] {
+        for repeat in [false, true] {
+            let mut nsqds = Nsqds::start(count);
+            let builder = nsqds.producer(count).at_least_once(repeat).routing(Routing::failover());
+            let (producer, mut peers) = nsqds.connect(builder).await;
+            let published = publish(&producer, "t", "m");
+            peers[0].command().await;
+            let ending = producer.clone();
+            let ending = tokio::spawn(async move { ending.shutdown(5 * SECOND).await });
+            settle().await;
+            nsqds.close("a:1");
+            let second = (count > 1).then(|| Served::new(peers.remove(1)));
+            drop(peers);
+            let report = ending.await.unwrap();
+            let outcome = published.await.unwrap();
+            if repeat && second.is_some() {
+                outcome.unwrap();
+                assert!(report.is_clean(), "{report:?}");
+            } else {
+                assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unknown);
+                assert_eq!((report.unknown, report.not_sent), (1, 0), "{count} nsqds");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_shutdown_reports_what_the_first_one_left() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, mut peers) = nsqds.connect(nsqds.producer(2)).await;
+    let _published = publish(&producer, "t", "m");
+    peers[0].command().await;
+    let patient = producer.clone();
+    let patient = tokio::spawn(async move { patient.shutdown(60 * SECOND).await });
+    settle().await;
+    assert_eq!(producer.shutdown(SECOND).await.unknown, 1);
+    assert_eq!(patient.await.unwrap().unknown, 1);
+}

@@ -187,3 +187,33 @@ async fn a_router_of_ones_own_chooses_and_may_leave_out() {
     assert_eq!(error.kind(), async_nsq::ErrorKind::NotSent);
     assert_eq!(counts(&served), [0, 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_panics_ends_its_own_publishes_only() {
+    let mut nsqds = Nsqds::start(2);
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hook = std::sync::Arc::clone(&told);
+    let builder = nsqds
+        .producer(2)
+        .routing(Routing::by_key(|topic, _| {
+            assert_ne!(topic.as_str(), "bad", "as the test says");
+            1
+        }))
+        .copies(2)
+        .max_pending_messages(2)
+        .on_failure(move |failure| hook.lock().unwrap().push(failure.error.kind()));
+    let (producer, served) = nsqds.serve(builder).await;
+    for _ in 0..5 {
+        publish(&producer, "bad", "m").await.unwrap_err();
+        let enqueues = producer.clone();
+        let enqueued = tokio::spawn(async move { enqueues.enqueue("bad", "m").await });
+        assert!(enqueued.await.unwrap_err().is_panic());
+    }
+    assert_eq!(told.lock().unwrap().len(), 5);
+    producer.enqueue("t", "m").await.unwrap();
+    producer.flush(SECOND).await.unwrap();
+    assert!(served.iter().all(|nsqd| nsqd.take() == ["m"]));
+    let stats = producer.stats();
+    assert_eq!((stats.pending_messages, stats.pending_bytes), (0, 0));
+    assert!(producer.shutdown(SECOND).await.is_clean());
+}

@@ -215,7 +215,10 @@ fn misreported(publish: &Publish, options: &ProducerPlan, places: &[Copies; NSQD
         }
         Some(Told::NotSent | Told::Rejected | Told::Invalid) if all > 0 => Some("P2: it did arrive"),
         Some(Told::Rejected) if publish.merit != Merit::TooLarge => Some("P6: rejected for another's mistake"),
-        Some(Told::Invalid) if publish.merit != Merit::Empty => Some("P6: there was nothing wrong with it"),
+        // Too large is found here once nsqd has told its limit.
+        Some(Told::Invalid) if !matches!(publish.merit, Merit::Empty | Merit::TooLarge) => {
+            Some("P6: there was nothing wrong with it")
+        }
         Some(_) => None,
     }
 }
