@@ -1,5 +1,5 @@
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -645,11 +645,18 @@ fn discovery_can_live_in_a_spawned_task() {
 
 /// Runs the future and returns what this crate logged meanwhile, one line an event. Only single-threaded runtimes.
 async fn logged<T>(future: impl Future<Output = T>) -> (T, Vec<String>) {
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    let guard = tracing::subscriber::set_default(Lines {
-        lines: Arc::clone(&lines),
-        spans: AtomicUsize::new(1),
-    });
+    /// tracing decides once for each line of code whether anybody listens, and while it knows of one listener only, it asks
+    /// the thread that gets there first: another test's. With two that never end, all of them are asked.
+    static OTHERS: OnceLock<[tracing::Dispatch; 2]> = OnceLock::new();
+    let listener = |lines: &Arc<Mutex<Vec<String>>>| {
+        tracing::Dispatch::new(Lines {
+            lines: Arc::clone(lines),
+            spans: AtomicUsize::new(1),
+        })
+    };
+    OTHERS.get_or_init(|| [listener(&Arc::default()), listener(&Arc::default())]);
+    let lines = Arc::default();
+    let guard = tracing::dispatcher::set_default(&listener(&lines));
     let result = future.await;
     drop(guard);
     let lines = lines.lock().unwrap().clone();

@@ -1,12 +1,13 @@
 //! What users of other clients have met, where no other test of this target bears its number.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_nsq::test_server::Nsqd;
 use async_nsq::transport::MemoryNetwork;
 use async_nsq::{ConnectionConfig, Producer};
+use tracing::Dispatch;
 use tracing::subscriber::DefaultGuard;
 
 use crate::support::{Command, ScriptedNsqd, settle};
@@ -96,13 +97,22 @@ impl io::Write for Log {
 
 impl Log {
     fn of_warnings() -> (Self, DefaultGuard) {
+        /// tracing decides once for each line of code whether anybody listens, and while it knows of one listener only, it
+        /// asks the thread that gets there first: another test's. With two that never end, all of them are asked.
+        static OTHERS: OnceLock<[Dispatch; 2]> = OnceLock::new();
+        OTHERS.get_or_init(|| [Self::default().listener(), Self::default().listener()]);
         let log = Self::default();
-        let writer = log.clone();
+        let guard = tracing::dispatcher::set_default(&log.listener());
+        (log, guard)
+    }
+
+    fn listener(&self) -> Dispatch {
+        let writer = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::WARN)
             .with_writer(move || writer.clone())
             .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+        Dispatch::new(subscriber)
     }
 
     fn text(&self) -> String {
