@@ -57,7 +57,7 @@ use crate::name::Topic;
 ///
 /// # What a publish tells
 /// `Ok` means that nsqd has answered OK for that message. An error is one of four kinds
-/// ([`ErrorKind`](crate::ErrorKind)): *invalid* (refused here, nothing was sent), *rejected* (nsqd's error code), *not sent* (safe to
+/// ([`ErrorKind`]): *invalid* (refused here, nothing was sent), *rejected* (nsqd's error code), *not sent* (safe to
 /// retry) and *unknown* (sent and never answered: the message may be in the queue). Each publish ends within its
 /// deadline, 30 s by default ([`with_publish_timeout`](Self::with_publish_timeout)), whatever happens to the
 /// connection. While there is no connection, publishes wait for one until their deadline.
@@ -134,9 +134,9 @@ struct Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerReport {
-    /// Publishes that ended as [`ErrorKind::NotSent`](crate::ErrorKind::NotSent) because of the shutdown.
+    /// Publishes that ended as [`ErrorKind::NotSent`] because of the shutdown.
     pub not_sent: usize,
-    /// Publishes whose answer never came: they ended as [`ErrorKind::Unknown`](crate::ErrorKind::Unknown), or their callers had left.
+    /// Publishes whose answer never came: they ended as [`ErrorKind::Unknown`], or their callers had left.
     pub unknown: usize,
 }
 
@@ -380,9 +380,9 @@ impl Producer {
     /// addresses are right.
     ///
     /// # Errors
-    /// [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable) once `deadline` has passed without a connection, with a
+    /// [`ErrorKind::Unreachable`] once `deadline` has passed without a connection, with a
     /// failure as its source, unless all first answers are still on their way;
-    /// [`ErrorKind::Shutdown`](crate::ErrorKind::Shutdown) if the producer has ended.
+    /// [`ErrorKind::Shutdown`] if the producer has ended.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
