@@ -91,6 +91,7 @@ mod consumer;
 mod discovery;
 mod error;
 mod name;
+mod panics;
 mod producer;
 
 pub use config::{ConnectionConfig, LookupdConfig};

@@ -3,7 +3,6 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -14,6 +13,7 @@ use super::view::{Answer, Item};
 use crate::config::address;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
+use crate::panics::caught;
 use crate::protocol::{Lookup, LookupError, LookupProducer, parse_lookup, parse_nodes, parse_topics};
 
 const NOT_FOUND: &str = "TOPIC_NOT_FOUND";
@@ -105,7 +105,7 @@ impl Hooks {
     fn address_of(&self, producer: &LookupProducer) -> Result<Option<Arc<str>>, String> {
         let announced = producer.tcp_address();
         if let Some(filter) = &self.filter {
-            match catch_unwind(AssertUnwindSafe(|| filter(producer))) {
+            match caught(|| filter(producer)) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(_) => return Err(format!("discovery_filter panicked at nsqd {}", shown(&announced))),
@@ -113,8 +113,9 @@ impl Hooks {
         }
         let address = match &self.map_address {
             None => announced,
-            Some(map) => catch_unwind(AssertUnwindSafe(|| map(producer)))
-                .map_err(|_| format!("map_address panicked at nsqd {}", shown(&announced)))?,
+            Some(map) => {
+                caught(|| map(producer)).map_err(|_| format!("map_address panicked at nsqd {}", shown(&announced)))?
+            }
         };
         match address::split(&address) {
             Ok(_) => Ok(Some(address.into())),

@@ -1,13 +1,13 @@
 //! Publishes that nobody waits for: their failures go to a hook.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::Error;
 use crate::name::Topic;
+use crate::panics::caught;
 
 /// A message of [`Producer::enqueue`](crate::Producer::enqueue) that was not confirmed, as
 /// [`on_failure`](crate::ProducerBuilder::on_failure) gets it.
@@ -36,12 +36,8 @@ impl FailureHook {
     /// `false` if there is none.
     pub(super) fn call(&self, failure: &PublishFailure) -> bool {
         let Some(hook) = &self.0 else { return false };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(failure))) {
+        if caught(|| hook(failure)).is_err() {
             tracing::error!(topic = %failure.topic, error = %failure.error, "the hook for failed publishes panicked");
-            if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-                // A payload that panics when it is dropped may have made another such.
-                std::mem::forget(another);
-            }
         }
         true
     }

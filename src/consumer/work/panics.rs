@@ -1,12 +1,11 @@
-//! Keeps the panics of a user's code where they arose.
+//! Makes of a handler's panic the error of its message.
 
-use std::any::Any;
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::{Context, Poll};
 
 use crate::consumer::handler::BoxError;
+use crate::panics;
 
 /// Runs what `make` makes and turns a panic, in either, into an error: it stays within its message.
 ///
@@ -35,18 +34,5 @@ where
 
 /// Turns a panic within `run` into an error.
 pub(in crate::consumer) fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| Err(panicked(payload)))
-}
-
-fn panicked(payload: Box<dyn Any + Send>) -> BoxError {
-    let said = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let error = format!("the handler panicked: {}", said.unwrap_or("no text")).into();
-    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // A payload that panics when it is dropped may have made another such: there is no end to that but this.
-        std::mem::forget(another);
-    }
-    error
+    panics::caught(run).unwrap_or_else(|said| Err(format!("the handler panicked: {said}").into()))
 }
