@@ -172,6 +172,9 @@ impl Reconnect {
     const FIRST_STEP: Duration = Duration::from_millis(200);
     const LAST_STEP: Duration = Duration::from_secs(60);
 
+    /// Its step is 6.4 s.
+    const ATTEMPT_AFTER_REFUSAL: u32 = 5;
+
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             attempt: 0,
@@ -185,6 +188,13 @@ impl Reconnect {
         let step = doubled(Self::FIRST_STEP, self.attempt).min(Self::LAST_STEP);
         self.attempt = self.attempt.saturating_add(1);
         step / 2 + scaled(step / 2, self.rng.f64())
+    }
+
+    /// The nsqd was reached and there is no agreement with it: a secret, a certificate or an option is wrong. That does
+    /// not change within milliseconds, and each attempt costs nsqd a handshake, and its auth server a question. The next
+    /// delay is 3 s at least.
+    pub(crate) fn handle_refused(&mut self) {
+        self.attempt = self.attempt.max(Self::ATTEMPT_AFTER_REFUSAL);
     }
 
     /// The connection is ready for use: the handshake is over.
@@ -294,6 +304,22 @@ mod tests {
                 step = (step * 2).min(Duration::from_secs(60));
             }
         }
+    }
+
+    #[test]
+    fn n2_a_refusal_is_not_hammered_and_does_not_shorten_the_delay_either() {
+        let mut reconnect = Reconnect::new(3);
+        reconnect.handle_refused();
+        let first = reconnect.next_delay();
+        assert!(
+            first >= Duration::from_millis(3200) && first <= Duration::from_millis(6400),
+            "{first:?}"
+        );
+        for _ in 0..10 {
+            reconnect.handle_refused();
+            assert!(reconnect.next_delay() > first);
+        }
+        assert!(reconnect.next_delay() >= Duration::from_secs(30));
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub enum Step {
     Tls,
     /// IDENTIFY: the negotiation that begins each connection.
     Identify,
+    /// Snappy or deflate: the change to it.
+    Compression,
     /// AUTH.
     Auth,
     /// SUB: subscribing to a topic and channel.
@@ -146,8 +148,15 @@ impl Error {
 
     /// nsqd's error frame, with its code and text.
     pub(crate) fn rejected(step: Step, text: &str) -> Self {
-        let mut error = Self::new(ErrorKind::Rejected, step, format!("nsqd answered {text}"));
-        error.edit().code = Some(ErrorCode::of(text));
+        let code = ErrorCode::of(text);
+        let advice = match code {
+            ErrorCode::Unauthorized => "; the secret of AUTH does not permit this",
+            ErrorCode::AuthFailed => "; nsqd could not ask its auth server, or did not understand its answer",
+            ErrorCode::Invalid if text.contains("(TLS required)") => "; give ConnectionConfig::tls",
+            _ => "",
+        };
+        let mut error = Self::new(ErrorKind::Rejected, step, format!("nsqd answered {text}{advice}"));
+        error.edit().code = Some(code);
         error
     }
 
@@ -297,6 +306,7 @@ impl fmt::Display for Step {
             Self::Dial => "dial",
             Self::Tls => "TLS",
             Self::Identify => "IDENTIFY",
+            Self::Compression => "compression",
             Self::Auth => "AUTH",
             Self::Subscribe => "SUB",
             Self::Publish => "publish",

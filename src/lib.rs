@@ -94,10 +94,11 @@ mod name;
 mod panics;
 mod producer;
 
-pub use config::{ConnectionConfig, LookupdConfig};
+pub use config::{Compression, ConnectionConfig, LookupdConfig};
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
-pub use config::{DangerousTls, TlsConfig};
+pub use config::{DangerousTls, TlsConfig, TlsVersion};
+pub use connection::Negotiated;
 pub use consumer::{
     AnswerRefused, Answering, BatchHandler, BatchOptions, BatchOutcome, BoxError, ConnectionStats, Consumer,
     ConsumerBuilder, ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, ConsumerWatch, DuplicateStore,

@@ -4,8 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Compression;
+#[cfg(feature = "tls")]
+use super::TlsConfig;
 use crate::error::{Error, Result};
-use crate::protocol::{DEFAULT_MAX_MSG_SIZE, IdentifyRequest};
+use crate::protocol::{DEFAULT_MAX_MSG_SIZE, IdentifyRequest, Secret};
+#[cfg(feature = "tls")]
+use crate::transport::tls;
 use crate::transport::{Connector, TcpConnector};
 
 /// How to connect to an nsqd and what to ask of it.
@@ -27,12 +32,20 @@ pub struct ConnectionConfig {
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) dial_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
-    pub(crate) heartbeat_interval: Duration,
+    /// `None` is no heartbeats.
+    pub(crate) heartbeat_interval: Option<Duration>,
     pub(crate) max_msg_size: usize,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<TlsConfig>,
+    pub(crate) compression: Compression,
+    pub(crate) auth_secret: Option<Secret>,
+    pub(crate) plaintext_auth: bool,
+    pub(crate) sample_rate: Option<u8>,
     client_id: Option<String>,
     hostname: Option<String>,
     user_agent: String,
     output_buffer_size: Option<usize>,
+    low_latency: bool,
     output_buffer_timeout: Option<Duration>,
     msg_timeout: Option<Duration>,
     region: Option<String>,
@@ -47,12 +60,19 @@ impl ConnectionConfig {
             connector: Arc::new(TcpConnector::new()),
             dial_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),
-            heartbeat_interval: Duration::from_secs(30),
+            heartbeat_interval: Some(Duration::from_secs(30)),
             max_msg_size: DEFAULT_MAX_MSG_SIZE,
+            #[cfg(feature = "tls")]
+            tls: None,
+            compression: Compression::None,
+            auth_secret: None,
+            plaintext_auth: false,
+            sample_rate: None,
             client_id: None,
             hostname: None,
             user_agent: concat!("async-nsq/", env!("CARGO_PKG_VERSION")).to_owned(),
             output_buffer_size: None,
+            low_latency: false,
             output_buffer_timeout: None,
             msg_timeout: None,
             region: None,
@@ -76,8 +96,10 @@ impl ConnectionConfig {
         self
     }
 
-    /// How long the negotiation after opening may take, up to and with nsqd's answer to SUB. Default: 5 s. Allowed:
-    /// 1 ms to a day.
+    /// How long the negotiation after opening may take: TLS, compression, AUTH, up to and with nsqd's answer to SUB.
+    /// Default: 5 s. Allowed: 1 ms to a day.
+    ///
+    /// nsqd itself allows 5 s for TLS, and up to 7 s for its auth server's answer.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
@@ -91,7 +113,71 @@ impl ConnectionConfig {
     /// (`max-heartbeat-interval`).
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
-        self.heartbeat_interval = interval;
+        self.heartbeat_interval = Some(interval);
+        self
+    }
+
+    /// Has nsqd send no heartbeats. Only for producers: nsqd refuses consumers that have none.
+    ///
+    /// An nsqd that has died without a word is then noticed only by a publish, a minute after its caller has stopped
+    /// waiting for the answer. There is little to gain but silence on an idle network.
+    #[must_use]
+    pub fn no_heartbeats(mut self) -> Self {
+        self.heartbeat_interval = None;
+        self
+    }
+
+    /// Speaks TLS with nsqd. Default: clear text.
+    ///
+    /// The name in an nsqd's certificate must be the host in its address, which for a discovered nsqd is its
+    /// `broadcast-address`; see [`TlsConfig::server_name`]. An nsqd that does not grant TLS is not connected to: asked for is
+    /// TLS or an error. nsqlookupds whose address begins with `https://` are asked by the same settings, unless they have
+    /// [their own](crate::LookupdConfig::tls).
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    #[must_use]
+    pub fn tls(mut self, tls: TlsConfig) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Compresses what goes to nsqd and comes from it, under TLS or without. Default: [`Compression::None`].
+    ///
+    /// An nsqd that does not grant it is not connected to, so that nobody pays for traffic they believe to be small.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// The secret for an nsqd that demands AUTH. Default: none.
+    ///
+    /// It is sent only to an nsqd that demands it, and only over TLS, unless
+    /// [`allow_plaintext_auth`](Self::allow_plaintext_auth) says otherwise. It is not shown in logs and errors.
+    #[must_use]
+    pub fn auth_secret(mut self, secret: impl Into<Secret>) -> Self {
+        self.auth_secret = Some(secret.into());
+        self
+    }
+
+    /// Lets the secret travel without TLS, where everybody on the way can read and reuse it. Default: that is an error.
+    ///
+    /// It is also what to call where a [`connector`](Self::connector) of your own protects the connection: the crate does
+    /// not know of it.
+    #[must_use]
+    pub fn allow_plaintext_auth(mut self) -> Self {
+        self.plaintext_auth = true;
+        self
+    }
+
+    /// Has nsqd deliver only this percentage of the messages, drawn at random. For consumers. Default: all. Allowed: 1 to
+    /// 99.
+    ///
+    /// The others are lost to the channel: nsqd drops them when it would deliver them to this connection. It is meant for
+    /// a channel of its own that looks at a sample, usually an `#ephemeral` one.
+    #[must_use]
+    pub fn sample_rate(mut self, percent: u8) -> Self {
+        self.sample_rate = Some(percent);
         self
     }
 
@@ -153,6 +239,22 @@ impl ConnectionConfig {
     #[must_use]
     pub fn output_buffer_size(mut self, bytes: usize) -> Self {
         self.output_buffer_size = Some(bytes);
+        self.low_latency = false;
+        self
+    }
+
+    /// Has nsqd write each message at once, without an output buffer: IDENTIFY's `output_buffer_size` of -1.
+    ///
+    /// It saves a message up to [`output_buffer_timeout`](Self::output_buffer_timeout) where messages come now and then. It
+    /// costs nsqd three system calls for each message (and three records of TLS, or three chunks of snappy) where the
+    /// buffer needs one for hundreds, so it is wrong for channels with much to deliver. With a
+    /// [`max_in_flight`](crate::ConsumerBuilder::max_in_flight) of 1 it changes nothing: nsqd never holds that message
+    /// back.
+    ///
+    /// The later of this and [`output_buffer_size`](Self::output_buffer_size) counts.
+    #[must_use]
+    pub fn low_latency(mut self) -> Self {
+        self.low_latency = true;
         self
     }
 
@@ -201,7 +303,9 @@ impl ConnectionConfig {
         let (milli, second) = (Duration::from_millis(1), Duration::from_secs(1));
         within("dial_timeout", self.dial_timeout, milli, day)?;
         within("handshake_timeout", self.handshake_timeout, milli, day)?;
-        within("heartbeat_interval", self.heartbeat_interval, second, 60 * second)?;
+        if let Some(interval) = self.heartbeat_interval {
+            within("heartbeat_interval", interval, second, 60 * second)?;
+        }
         if let Some(timeout) = self.output_buffer_timeout {
             within("output_buffer_timeout", timeout, 25 * milli, 30 * second)?;
         }
@@ -213,6 +317,24 @@ impl ConnectionConfig {
                 return Err(Error::option("output_buffer_size", size, "64 to 65536 bytes"));
             }
         }
+        if let Some(percent) = self.sample_rate {
+            if !(1..=99).contains(&percent) {
+                return Err(Error::option("sample_rate", percent, "1 to 99 percent"));
+            }
+        }
+        self.compression.validate()?;
+        if self
+            .auth_secret
+            .as_ref()
+            .is_some_and(|secret| secret.reveal().is_empty())
+        {
+            return Err(Error::option("auth_secret", "empty", "a secret"));
+        }
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            // Which host it will be, discovery may decide later.
+            tls::check(tls, "nsqd")?;
+        }
         if self.max_msg_size == 0 || self.max_msg_size > i32::MAX as usize - 1024 {
             return Err(Error::option(
                 "max_msg_size",
@@ -223,6 +345,25 @@ impl ConnectionConfig {
         Ok(())
     }
 
+    /// As [`validate`](Self::validate), for a connection that subscribes.
+    pub(crate) fn validate_for_consumer(&self) -> Result<()> {
+        if self.heartbeat_interval.is_none() {
+            let allowed = "1s to 60s for a consumer: nsqd refuses SUB without heartbeats";
+            return Err(Error::option("heartbeat_interval", "off", allowed));
+        }
+        self.validate()
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn asks_for_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    #[cfg(not(feature = "tls"))]
+    pub(crate) fn asks_for_tls(&self) -> bool {
+        false
+    }
+
     /// What to say to nsqd.
     pub(crate) fn identify(&self) -> IdentifyRequest {
         let hostname = self.hostname.clone().or_else(system_hostname);
@@ -231,12 +372,19 @@ impl ConnectionConfig {
             client_id: self.client_id.clone().or_else(|| short.map(str::to_owned)),
             user_agent: Some(self.user_agent.clone()),
             feature_negotiation: true,
-            heartbeat_interval: Some(millis(self.heartbeat_interval)),
-            output_buffer_size: self.output_buffer_size.map(|bytes| bytes as i64),
+            heartbeat_interval: Some(self.heartbeat_interval.map_or(-1, millis)),
+            output_buffer_size: match self.low_latency {
+                true => Some(-1),
+                false => self.output_buffer_size.map(|bytes| bytes as i64),
+            },
             output_buffer_timeout: self.output_buffer_timeout.map(millis),
             msg_timeout: self.msg_timeout.map(millis),
             hostname,
-            sample_rate: None,
+            sample_rate: self.sample_rate.map(i64::from),
+            tls_v1: self.asks_for_tls(),
+            snappy: self.compression == Compression::Snappy,
+            deflate: self.compression.deflate_level().is_some(),
+            deflate_level: self.compression.deflate_level().map(i64::from),
             topology_region: self.region.clone(),
             topology_zone: self.zone.clone(),
         }
@@ -257,6 +405,9 @@ impl fmt::Debug for ConnectionConfig {
             .field("heartbeat_interval", &self.heartbeat_interval)
             .field("max_msg_size", &self.max_msg_size)
             .field("client_id", &self.client_id)
+            .field("tls", &self.asks_for_tls())
+            .field("compression", &self.compression)
+            .field("auth_secret", &self.auth_secret)
             .finish_non_exhaustive()
     }
 }
@@ -291,6 +442,11 @@ mod tests {
             ConnectionConfig::new().output_buffer_timeout(Duration::from_millis(24)),
             ConnectionConfig::new().msg_timeout(Duration::from_secs(901)),
             ConnectionConfig::new().max_msg_size(0),
+            ConnectionConfig::new().sample_rate(0),
+            ConnectionConfig::new().sample_rate(100),
+            ConnectionConfig::new().auth_secret(""),
+            ConnectionConfig::new().compression(Compression::Deflate { level: 0 }),
+            ConnectionConfig::new().compression(Compression::Deflate { level: 10 }),
         ] {
             assert!(bad.validate().is_err());
         }

@@ -7,7 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 #[cfg(feature = "tls")]
 use super::TlsConfig;
-use super::address;
+use super::{ConnectionConfig, address};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::Secret;
 #[cfg(feature = "tls")]
@@ -99,11 +99,21 @@ impl LookupdConfig {
         self
     }
 
-    /// How to speak TLS with it. Default: [`TlsConfig::new`]. Its address must begin with `https://`.
+    /// How to speak TLS with it. Default: as with nsqd ([`ConnectionConfig::tls`]), else [`TlsConfig::new`]. Its address must begin with `https://`.
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn tls(mut self, tls: TlsConfig) -> Self {
         self.tls = Some(tls);
+        self
+    }
+
+    /// Speaks TLS by the settings for nsqd, where it has none of its own and is to speak it.
+    #[cfg_attr(not(feature = "tls"), expect(unused_mut, unused_variables))]
+    pub(crate) fn with_tls_of(mut self, connection: &ConnectionConfig) -> Self {
+        #[cfg(feature = "tls")]
+        if self.tls.is_none() && Place::parse(&self.address).is_ok_and(|place| place.tls) {
+            self.tls.clone_from(&connection.tls);
+        }
         self
     }
 

@@ -1,11 +1,13 @@
 //! What a user can set: small groups of options, checked before anything is done with them.
 
 pub(crate) mod address;
+mod compression;
 mod connection;
 mod lookupd;
 
 #[cfg(feature = "tls")]
-pub use crate::transport::tls::{DangerousTls, TlsConfig};
+pub use crate::transport::tls::{DangerousTls, TlsConfig, TlsVersion};
+pub use compression::Compression;
 pub use connection::ConnectionConfig;
 pub use lookupd::LookupdConfig;
 pub(crate) use lookupd::LookupdTarget;

@@ -13,6 +13,10 @@ use crate::error::{Error, ErrorKind, Step};
 /// many.
 const INTERVALS: u32 = 2;
 
+/// Where there are no heartbeats: the interval after which a peer that takes nothing, or does not answer, is dead all the
+/// same. nsqd's default.
+const INTERVAL_WITHOUT: Duration = Duration::from_secs(30);
+
 /// Declares a peer dead that is silent for two heartbeat intervals, or that takes no byte for as long (promise N1). A peer
 /// that sends heartbeats but no answers is dead too, two intervals after the last caller has stopped waiting for one.
 ///
@@ -20,17 +24,21 @@ const INTERVALS: u32 = 2;
 /// connection pays a clock read per socket read, and the timer wheel is touched once per interval.
 pub(super) struct Liveness {
     allowed: Duration,
+    /// Whether the peer has anything to say when there is nothing to answer.
+    heartbeats: bool,
     last_read: Instant,
     blocked_since: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Liveness {
-    pub(super) fn new(heartbeat_interval: Duration) -> Self {
+    /// `None` is no heartbeats: silence alone says nothing then.
+    pub(super) fn new(heartbeat_interval: Option<Duration>) -> Self {
         let now = Instant::now();
-        let allowed = heartbeat_interval * INTERVALS;
+        let allowed = heartbeat_interval.unwrap_or(INTERVAL_WITHOUT) * INTERVALS;
         Self {
             allowed,
+            heartbeats: heartbeat_interval.is_some(),
             last_read: now,
             blocked_since: None,
             timer: Box::pin(sleep_until(now + allowed)),
@@ -55,7 +63,7 @@ impl Liveness {
     pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>, overdue: impl Fn(Instant) -> bool) -> Poll<Error> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            if now >= self.last_read + self.allowed {
+            if self.heartbeats && now >= self.last_read + self.allowed {
                 return Poll::Ready(Error::new(
                     ErrorKind::ConnectionLost,
                     Step::Heartbeat,
@@ -66,10 +74,10 @@ impl Liveness {
                 return Poll::Ready(Error::new(
                     ErrorKind::ConnectionLost,
                     Step::Read,
-                    "the peer sends heartbeats, but no answer to what was sent long ago",
+                    "the peer lives, but does not answer what was sent long ago",
                 ));
             }
-            let mut next = self.last_read + self.allowed;
+            let mut next = if self.heartbeats { self.last_read } else { now } + self.allowed;
             if let Some(since) = self.blocked_since {
                 if now >= since + self.allowed {
                     return Poll::Ready(Error::new(
@@ -106,7 +114,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn n1_two_silent_intervals_and_not_less() {
-        let mut liveness = Liveness::new(INTERVAL);
+        let mut liveness = Liveness::new(Some(INTERVAL));
         for _ in 0..10 {
             advance(INTERVAL).await;
             liveness.handle_read();
@@ -120,8 +128,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn n1_without_heartbeats_silence_is_no_death_but_a_full_pipe_is() {
+        let mut liveness = Liveness::new(None);
+        for _ in 0..10 {
+            advance(INTERVAL * 3).await;
+            assert!(expired(&mut liveness).await.is_none());
+        }
+        liveness.handle_write_blocked();
+        advance(INTERVAL * 2).await;
+        assert!(expired(&mut liveness).await.is_none() || liveness.blocked_since.is_some());
+        advance(INTERVAL * 2).await;
+        assert_eq!(expired(&mut liveness).await.unwrap().step(), Some(Step::Write));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn n1_a_peer_that_sends_but_takes_nothing_is_dead_too() {
-        let mut liveness = Liveness::new(INTERVAL);
+        let mut liveness = Liveness::new(Some(INTERVAL));
         liveness.handle_write_blocked();
         for _ in 0..3 {
             advance(INTERVAL / 2).await;

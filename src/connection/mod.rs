@@ -10,5 +10,6 @@ mod read_buffer;
 mod write_buffer;
 
 pub(crate) use driver::{Driver, Queued, Role};
+pub use handshake::Negotiated;
 pub(crate) use handshake::{Established, open};
 pub(crate) use write_buffer::WriteBuffer;

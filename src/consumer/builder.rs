@@ -433,7 +433,7 @@ impl ConsumerBuilder {
     pub(super) fn validate(&self) -> Result<Vec<Arc<str>>> {
         self.topic.clone()?;
         self.channel.clone()?;
-        self.connection.validate()?;
+        self.connection.validate_for_consumer()?;
         if self.nsqds.is_empty() && self.lookupds.is_empty() {
             return Err(Error::option(
                 "nsqd",

@@ -30,6 +30,7 @@ use super::work::panics::caught;
 use super::work::source::Source;
 use super::work::worker::{Shop, Worker};
 use crate::backoff::Backoff;
+use crate::config::LookupdConfig;
 use crate::discovery::{Discovery, TopicWatch};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
@@ -94,7 +95,7 @@ impl ConsumerBuilder {
         }
         self.validate()?;
         TopicWatch::watch(
-            &self.lookupds,
+            &self.lookupds(),
             Arc::clone(&self.connection.connector),
             &self.discovery,
             TopicWatch::MAX_TOPICS,
@@ -288,11 +289,16 @@ impl ConsumerBuilder {
         self.concurrency.unwrap_or(by_default) as usize
     }
 
+    fn lookupds(&self) -> Vec<LookupdConfig> {
+        let with_tls = |lookupd: &LookupdConfig| lookupd.clone().with_tls_of(&self.connection);
+        self.lookupds.iter().map(with_tls).collect()
+    }
+
     fn new_discovery(&self, topic: &Topic, channel: &Channel) -> Result<Discovery> {
         Discovery::new(
             topic.clone(),
             channel,
-            &self.lookupds,
+            &self.lookupds(),
             Arc::clone(&self.connection.connector),
             &self.discovery,
             fastrand::u64(..),

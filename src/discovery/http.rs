@@ -58,7 +58,7 @@ impl Client {
         let io = match &target.tls {
             None => io,
             Some(tls) => match timeout_at(deadline, tls::connect(tls, target.host(), io)).await {
-                Ok(io) => io.map_err(no_tls)?,
+                Ok(io) => Box::new(io.map_err(no_tls)?),
                 Err(_) => return Err(self.too_slow(ErrorKind::ConnectionLost, "connected, but no TLS handshake")),
             },
         };

@@ -429,7 +429,9 @@ impl ProducerBuilder {
             return Ok(None);
         }
         let connector = Arc::clone(&self.connection.connector);
-        NodeWatch::watch(&self.lookupds, connector, &self.discovery, fastrand::u64(..)).map(Some)
+        let with_tls = |lookupd: &LookupdConfig| lookupd.clone().with_tls_of(&self.connection);
+        let lookupds: Vec<_> = self.lookupds.iter().map(with_tls).collect();
+        NodeWatch::watch(&lookupds, connector, &self.discovery, fastrand::u64(..)).map(Some)
     }
 
     fn distinct_nsqds(&self) -> Result<Vec<(Arc<str>, Place)>> {

@@ -12,6 +12,7 @@ use super::node::{Leftover, Link, Node, Notices, Phase};
 use super::pipeline::{Bounds, Left, Load, Manner, Payload, Pipeline, Span};
 use super::stats::ProducerNodeStats;
 use crate::config::ConnectionConfig;
+use crate::connection::Negotiated;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
 
@@ -105,7 +106,7 @@ impl Lane {
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        matches!(*self.link.borrow(), Link::Connected)
+        matches!(*self.link.borrow(), Link::Connected(_))
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -116,6 +117,13 @@ impl Lane {
     pub(super) fn failure(&self) -> Option<Error> {
         match &*self.link.borrow() {
             Link::Lost(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
+    fn negotiated(&self) -> Option<Arc<Negotiated>> {
+        match &*self.link.borrow() {
+            Link::Connected(negotiated) => Some(Arc::clone(negotiated)),
             _ => None,
         }
     }
@@ -142,6 +150,7 @@ impl Lane {
             address: Arc::clone(&self.address),
             connected: self.is_connected(),
             failure: self.failure(),
+            negotiated: self.negotiated(),
             reconnections: traffic.reconnections(),
             pending_messages: pipeline.pending_messages,
             pending_bytes: pipeline.pending_bytes,
@@ -161,7 +170,7 @@ impl Lane {
         let mut link = self.link.clone();
         let first = link.wait_for(|link| !matches!(link, Link::Connecting)).await;
         match first.as_deref() {
-            Ok(Link::Connected) => Ok(()),
+            Ok(Link::Connected(_)) => Ok(()),
             Ok(Link::Lost(error)) => Err(error.clone()),
             _ => Err(gone()),
         }
@@ -170,9 +179,9 @@ impl Lane {
     /// Waits for a connection, however many attempts that takes.
     pub(super) async fn connected(&self) -> Result<()> {
         let mut link = self.link.clone();
-        let up = link.wait_for(|link| matches!(link, Link::Connected | Link::Ended(_)));
+        let up = link.wait_for(|link| matches!(link, Link::Connected(_) | Link::Ended(_)));
         match up.await.as_deref() {
-            Ok(Link::Connected) => Ok(()),
+            Ok(Link::Connected(_)) => Ok(()),
             _ => Err(gone()),
         }
     }

@@ -16,7 +16,7 @@ use super::bell::Bell;
 use super::pipeline::{Entry, Pipeline, Taken};
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
-use crate::connection::{Driver, Established, Queued, Role, WriteBuffer, open};
+use crate::connection::{Driver, Established, Negotiated, Queued, Role, WriteBuffer, open};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, ErrorCode, Message};
 
@@ -42,7 +42,7 @@ pub(super) enum Phase {
 #[derive(Clone, Debug)]
 pub(super) enum Link {
     Connecting,
-    Connected,
+    Connected(Arc<Negotiated>),
     Lost(Error),
     /// The task has ended and every publish is resolved.
     Ended(Leftover),
@@ -121,7 +121,12 @@ impl Node {
                         }
                     }
                 }
-                Err(error) => error,
+                Err(error) => {
+                    if !error.is_retryable() {
+                        reconnect.handle_refused();
+                    }
+                    error
+                }
             };
             // What ends a connection with a refusal is the same nsqd; otherwise it may come back with other limits.
             if error.kind() != ErrorKind::Rejected {
@@ -158,10 +163,14 @@ impl Node {
         phase: &mut watch::Receiver<Phase>,
         leftover: &mut Leftover,
     ) -> Result<()> {
-        tracing::info!(nsqd = %self.address, "producer connected");
+        tracing::info!(
+            nsqd = %self.address, version = connection.negotiated.identify.version,
+            tls = connection.negotiated.tls.is_some(), "producer connected"
+        );
         self.pipeline.set_unreachable(None);
         self.pipeline.traffic.handle_connected();
-        self.link.send_replace(Link::Connected);
+        self.link
+            .send_replace(Link::Connected(Arc::clone(&connection.negotiated)));
         if let Some(notices) = &self.notices {
             notices.up.ring();
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::connection::Negotiated;
 use crate::error::{Error, ErrorKind};
 
 /// A producer at one moment: see [`Producer::stats`](crate::Producer::stats).
@@ -61,6 +62,9 @@ pub struct ProducerNodeStats {
     pub connected: bool,
     /// Why there is none, once an attempt has failed or a connection was lost.
     pub failure: Option<Error>,
+    /// What was agreed on with it, while there is a connection: its version and limits, TLS, compression, and as whom it knows
+    /// this client.
+    pub negotiated: Option<Arc<Negotiated>>,
     /// Connections made after the first one.
     pub reconnections: u64,
     /// Publishes accepted and not yet resolved.

@@ -46,12 +46,30 @@ pub struct IdentifyRequest {
     /// The percentage of messages to deliver, 1 to 99; the others are dropped from the channel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_rate: Option<i64>,
+    /// Whether TLS shall begin after the answer.
+    #[serde(skip_serializing_if = "is_off")]
+    pub tls_v1: bool,
+    /// Whether snappy shall begin after the answer. Together with deflate nsqd refuses both.
+    #[serde(skip_serializing_if = "is_off")]
+    pub snappy: bool,
+    /// Whether deflate shall begin after the answer.
+    #[serde(skip_serializing_if = "is_off")]
+    pub deflate: bool,
+    /// The compression level of deflate, 1 to 9. nsqd takes a lower one if that is the highest it allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deflate_level: Option<i64>,
     /// The region in which the client runs. nsqd up to 1.3.0 ignores it, and the zone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology_region: Option<String>,
     /// The zone within the region in which the client runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology_zone: Option<String>,
+}
+
+/// What is not asked for is not mentioned.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_off(asked: &bool) -> bool {
+    !asked
 }
 
 impl IdentifyRequest {

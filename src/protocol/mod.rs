@@ -9,12 +9,13 @@
 //! | [`FrameDecoder`] | bytes from nsqd to [`Frame`]s |
 //! | [`command`] | commands to bytes for nsqd |
 //! | [`CommandParser`] | bytes from a client to [`Command`]s |
-//! | [`IdentifyRequest`], [`IdentifyResponse`] | the negotiation's JSON |
+//! | [`IdentifyRequest`], [`IdentifyResponse`], [`AuthResponse`] | the negotiation's JSON |
 //! | [`ErrorCode`] | what an error frame means for the connection |
 //! | [`parse_lookup`], [`parse_topics`], [`parse_nodes`] | nsqlookupd's JSON, current and pre-1.0 |
 //!
 //! This is the low-level layer; services use [`Producer`](crate::Producer) and [`Consumer`](crate::Consumer).
 
+mod auth;
 pub mod command;
 mod error_code;
 mod frame;
@@ -25,6 +26,7 @@ mod parse;
 mod secret;
 mod shown;
 
+pub use auth::{AuthError, AuthResponse};
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
 pub use identify::{IdentifyError, IdentifyRequest, IdentifyResponse};

@@ -9,7 +9,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{deflate, snappy};
+#[cfg(feature = "deflate")]
+use super::deflate;
+#[cfg(feature = "snappy")]
+use super::snappy;
 
 /// How many compressed bytes are read at a time.
 const READ_LEN: usize = 8 * 1024;
@@ -17,8 +20,8 @@ const READ_LEN: usize = 8 * 1024;
 /// How many plain bytes wait for the reader at most.
 const PLAIN_ROOM: usize = 32 * 1024;
 
-/// How many plain bytes one write takes at most.
-const WRITE_LEN: usize = snappy::MAX_CHUNK_PLAIN;
+/// How many plain bytes one write takes at most: one chunk of snappy.
+const WRITE_LEN: usize = 64 * 1024;
 
 /// Past so many compressed bytes that the stream below does not take, nothing more is compressed.
 const WIRE_ROOM: usize = 64 * 1024;
@@ -31,17 +34,22 @@ pub(crate) struct Codec {
 
 // Boxed, since their sizes are far apart.
 enum Encoder {
+    #[cfg(feature = "snappy")]
     Snappy(Box<snappy::Encoder>),
+    #[cfg(feature = "deflate")]
     Deflate(Box<deflate::Encoder>),
 }
 
 enum Decoder {
+    #[cfg(feature = "snappy")]
     Snappy(Box<snappy::Decoder>),
+    #[cfg(feature = "deflate")]
     Deflate(Box<deflate::Decoder>),
 }
 
 impl Codec {
     /// Snappy's framing format, which is the same for client and broker.
+    #[cfg(feature = "snappy")]
     pub(crate) fn snappy() -> Self {
         Self {
             encoder: Encoder::Snappy(Box::default()),
@@ -49,7 +57,17 @@ impl Codec {
         }
     }
 
+    /// Raw deflate as a client speaks it: what can be decompressed is read.
+    #[cfg(feature = "deflate")]
+    pub(crate) fn deflate(level: u32) -> Self {
+        Self {
+            encoder: Encoder::Deflate(Box::new(deflate::Encoder::new(level))),
+            decoder: Decoder::Deflate(Box::default()),
+        }
+    }
+
     /// Raw deflate as nsqd speaks it: what the client has not flushed with an empty stored block stays unread.
+    #[cfg(feature = "test-server")]
     pub(crate) fn deflate_of_nsqd(level: u32) -> Self {
         Self {
             encoder: Encoder::Deflate(Box::new(deflate::Encoder::new(level))),
@@ -61,14 +79,18 @@ impl Codec {
 impl Encoder {
     fn encode(&mut self, plain: &[u8], wire: &mut BytesMut) {
         match self {
+            #[cfg(feature = "snappy")]
             Self::Snappy(encoder) => encoder.encode(plain, wire),
+            #[cfg(feature = "deflate")]
             Self::Deflate(encoder) => encoder.encode(plain, wire),
         }
     }
 
     fn flush(&mut self, wire: &mut BytesMut) {
         match self {
+            #[cfg(feature = "snappy")]
             Self::Snappy(encoder) => encoder.flush(wire),
+            #[cfg(feature = "deflate")]
             Self::Deflate(encoder) => encoder.flush(wire),
         }
     }
@@ -79,7 +101,9 @@ impl Decoder {
         let invalid =
             |error: Box<dyn std::error::Error + Send + Sync>| io::Error::new(io::ErrorKind::InvalidData, error);
         match self {
+            #[cfg(feature = "snappy")]
             Self::Snappy(decoder) => (decoder.decode(wire, plain, PLAIN_ROOM)).map_err(|error| invalid(error.into())),
+            #[cfg(feature = "deflate")]
             Self::Deflate(decoder) => (decoder.decode(wire, plain, PLAIN_ROOM)).map_err(|error| invalid(error.into())),
         }
     }
@@ -87,23 +111,31 @@ impl Decoder {
     /// Whether the compressed stream says itself that it is over.
     fn has_ended(&self) -> bool {
         match self {
+            #[cfg(feature = "snappy")]
             Self::Snappy(_) => false,
+            #[cfg(feature = "deflate")]
             Self::Deflate(decoder) => decoder.has_ended(),
         }
     }
 
     /// Hears that the stream below is at its end.
     fn end_of_input(&mut self) {
-        if let Self::Deflate(decoder) = self {
-            decoder.end_of_input();
+        match self {
+            #[cfg(feature = "snappy")]
+            Self::Snappy(_) => {}
+            #[cfg(feature = "deflate")]
+            Self::Deflate(decoder) => decoder.end_of_input(),
         }
     }
 
     /// Whether the stream below may end here.
+    #[cfg_attr(not(feature = "snappy"), expect(unused_variables))]
     fn may_end(&self, wire: &[u8]) -> bool {
         match self {
+            #[cfg(feature = "snappy")]
             Self::Snappy(decoder) => decoder.may_end(wire),
             // NSQ's peers close without a final block: each flush is an end.
+            #[cfg(feature = "deflate")]
             Self::Deflate(_) => true,
         }
     }
@@ -163,15 +195,20 @@ enum Output {
 }
 
 impl<S> Compressed<S> {
-    /// Speaks `codec` over `io`, both directions at their beginning.
-    pub(crate) fn new(io: S, codec: Codec) -> Self {
+    /// Speaks `codec` over `io`, both directions at their beginning. `unread` is what was read from `io` before and belongs
+    /// to the compressed stream.
+    pub(crate) fn new(io: S, codec: Codec, unread: BytesMut) -> Self {
         Self {
             io,
             codec,
-            wire_in: BytesMut::new(),
+            input: if unread.is_empty() {
+                Input::Drained
+            } else {
+                Input::Undecoded
+            },
+            wire_in: unread,
             plain: BytesMut::new(),
             wire_out: BytesMut::new(),
-            input: Input::Drained,
             output: Output::Flushed,
         }
     }
@@ -328,7 +365,10 @@ mod tests {
     /// Two ends of a compressed connection.
     fn pair(codec: fn() -> Codec, capacity: usize) -> (Compressed<DuplexStream>, Compressed<DuplexStream>) {
         let (left, right) = duplex(capacity);
-        (Compressed::new(left, codec()), Compressed::new(right, codec()))
+        (
+            Compressed::new(left, codec(), BytesMut::new()),
+            Compressed::new(right, codec(), BytesMut::new()),
+        )
     }
 
     fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -422,7 +462,7 @@ mod tests {
     async fn each_flush_writes_deflates_empty_block_once() {
         // A pipe of one byte: each flush is polled several times.
         let (left, mut right) = duplex(1);
-        let mut left = Compressed::new(left, Codec::deflate_of_nsqd(6));
+        let mut left = Compressed::new(left, Codec::deflate_of_nsqd(6), BytesMut::new());
         let write = async {
             left.flush().await.unwrap();
             left.flush().await.unwrap();
@@ -444,7 +484,7 @@ mod tests {
     async fn n4_a_peer_that_does_not_read_stops_the_writer() {
         for codec in codecs() {
             let (left, _right) = duplex(1000);
-            let mut left = Compressed::new(left, codec);
+            let mut left = Compressed::new(left, codec, BytesMut::new());
             let mut cx = Context::from_waker(Waker::noop());
             let plain = noise(1_000_000, 7);
             let mut taken = 0;
@@ -465,7 +505,7 @@ mod tests {
         let (mut left, right) = duplex(bomb.len());
         left.write_all(&bomb).await.unwrap();
         drop(left);
-        let mut right = Compressed::new(right, Codec::deflate_of_nsqd(6));
+        let mut right = Compressed::new(right, Codec::deflate_of_nsqd(6), BytesMut::new());
         let mut buffer = vec![0; 1000];
         let mut total = 0;
         loop {
@@ -481,7 +521,7 @@ mod tests {
 
     /// What comes out when these bytes arrive and the peer leaves.
     async fn read(codec: Codec, wire: &[u8]) -> (Vec<u8>, Option<io::ErrorKind>) {
-        let mut reader = Compressed::new(wire, codec);
+        let mut reader = Compressed::new(wire, codec, BytesMut::new());
         let mut plain = Vec::new();
         let ended = reader.read_to_end(&mut plain).await;
         // An error stays.
@@ -528,7 +568,7 @@ mod tests {
         (compressor.compress_vec(b"NOP\n", &mut wire, flate2::FlushCompress::Finish)).unwrap();
         left.write_all(&wire).await.unwrap();
         let mut plain = Vec::new();
-        let mut right = Compressed::new(right, Codec::deflate_of_nsqd(6));
+        let mut right = Compressed::new(right, Codec::deflate_of_nsqd(6), BytesMut::new());
         right.read_to_end(&mut plain).await.unwrap();
         assert_eq!(plain, b"NOP\n");
     }

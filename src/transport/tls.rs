@@ -8,16 +8,19 @@ use std::io;
 use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
     self, AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
 };
 
-pub use self::config::{DangerousTls, TlsConfig};
+pub use self::config::{DangerousTls, TlsConfig, TlsVersion};
 use self::config::{Pem, PrivatePem};
+use super::TlsSession;
 use super::connector::BoxIo;
 use crate::error::{Error, ErrorKind, Result, Step};
 
@@ -35,7 +38,7 @@ pub(crate) fn check(tls: &TlsConfig, host: &str) -> Result<()> {
 ///
 /// # Errors
 /// At step TLS, without the address.
-pub(crate) async fn connect(tls: &TlsConfig, host: &str, io: BoxIo) -> Result<BoxIo> {
+pub(crate) async fn connect(tls: &TlsConfig, host: &str, io: BoxIo) -> Result<TlsStream<BoxIo>> {
     let name = server_name(tls, host)?;
     let settings = tls.clone();
     // Files, and the system's authorities at first, are read by a thread that may wait.
@@ -45,8 +48,22 @@ pub(crate) async fn connect(tls: &TlsConfig, host: &str, io: BoxIo) -> Result<Bo
         Error::new(ErrorKind::Shutdown, Step::Tls, message).because(error)
     })??;
     match TlsConnector::from(config).connect(name.clone(), io).await {
-        Ok(stream) => Ok(Box::new(stream)),
+        Ok(stream) => Ok(stream),
         Err(error) => Err(explain(error, &name)),
+    }
+}
+
+/// What was agreed on.
+pub(crate) fn session(stream: &TlsStream<BoxIo>) -> TlsSession {
+    let (_, session) = stream.get_ref();
+    let shown = |text: Option<String>| text.unwrap_or_default();
+    TlsSession {
+        version: shown(session.protocol_version().map(|version| format!("{version:?}"))),
+        cipher: shown(
+            session
+                .negotiated_cipher_suite()
+                .map(|suite| format!("{:?}", suite.suite())),
+        ),
     }
 }
 
@@ -67,7 +84,8 @@ enum Roots {
 
 fn client_config(tls: &TlsConfig, roots: Roots) -> Result<Arc<ClientConfig>> {
     if let Some(ready) = &tls.ready {
-        if tls.client.is_some() || !tls.roots.is_empty() || tls.any_certificate {
+        let sole = tls.client.is_none() && tls.roots.is_empty() && tls.min_version == TlsVersion::default();
+        if !sole || tls.any_certificate {
             let value = "given together with other TLS options";
             return Err(Error::option("rustls", value, "rustls alone, or with server_name"));
         }
@@ -75,7 +93,7 @@ fn client_config(tls: &TlsConfig, roots: Roots) -> Result<Arc<ClientConfig>> {
     }
     let provider = provider()?;
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions(tls.min_version))
         .map_err(|error| unsupported("the installed cryptography lacks what TLS 1.2 and 1.3 need").because(error))?;
     let builder = if tls.any_certificate {
         let verifier = Arc::new(AnyCertificate(provider));
@@ -97,6 +115,15 @@ fn client_config(tls: &TlsConfig, roots: Roots) -> Result<Arc<ClientConfig>> {
             })?,
     };
     Ok(Arc::new(config))
+}
+
+static FROM_TLS13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+
+fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match least {
+        TlsVersion::Tls12 => rustls::ALL_VERSIONS,
+        TlsVersion::Tls13 => &FROM_TLS13,
+    }
 }
 
 fn provider() -> Result<Arc<CryptoProvider>> {
@@ -215,7 +242,7 @@ fn judge(error: &rustls::Error, name: &str) -> (ErrorKind, String) {
     use rustls::Error as Tls;
     match error {
         Tls::InvalidMessage(_) => {
-            let message = "this port does not speak TLS; check the port, or give the address without https://";
+            let message = "the peer does not speak TLS here; check the address and its port";
             (ErrorKind::Protocol, message.to_owned())
         }
         Tls::InvalidCertificate(reason) => (ErrorKind::Protocol, judge_certificate(reason, name)),

@@ -427,7 +427,7 @@ pub(in crate::consumer) fn poll_slot<F: Future>(slot: Pin<&mut Option<F>>, cx: &
 mod tests {
     use super::*;
     use crate::consumer::flow::ConnectionId;
-    use crate::protocol::{ErrorCode, IdentifyResponse};
+    use crate::protocol::ErrorCode;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -540,8 +540,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn c5_a_future_that_ends_in_the_moment_its_message_is_lost_has_lost_it_unless_it_has_answered() {
         for answered in [false, true] {
-            let granted = IdentifyResponse::default();
-            let link = Link::new(ConnectionId(1), Arc::from("nsqd:4150"), &granted, Arc::default());
+            let link = Link::new(ConnectionId(1), Arc::from("nsqd:4150"), Arc::default(), Arc::default());
             let (link, lease, touched_ms) = (Arc::new(link), Lease::default(), AtomicU32::new(0));
             let grip = Grip {
                 link: &link,

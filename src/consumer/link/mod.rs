@@ -11,12 +11,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use self::refusal::{AnswerRefused, Watch, Watches, refused_id};
+use crate::connection::Negotiated;
 use crate::consumer::answer::desk::Desk;
 use crate::consumer::flow::{ConnectionId, PauseReason};
 use crate::consumer::state::ConnectionStats;
 use crate::consumer::supervisor::mailbox::Event;
 use crate::error::{Error, ErrorKind, Result, Step};
-use crate::protocol::{ErrorCode, IdentifyResponse, MessageId};
+use crate::protocol::{ErrorCode, MessageId};
 
 /// How many TOUCHes may wait for the socket. Everything else in the queue is bounded by what is in flight; only
 /// touches could be sent without end.
@@ -85,6 +86,7 @@ pub(in crate::consumer) struct Link {
     pub(in crate::consumer) msg_timeout: Duration,
     /// How long after the delivery a TOUCH can move that at most.
     pub(in crate::consumer) max_msg_timeout: Duration,
+    negotiated: Arc<Negotiated>,
     pub(in crate::consumer) desk: Arc<Desk>,
     outbox: Mutex<Outbox>,
     watches: Arc<Watches>,
@@ -117,15 +119,17 @@ impl Link {
     pub(in crate::consumer) fn new(
         id: ConnectionId,
         address: Arc<str>,
-        granted: &IdentifyResponse,
+        negotiated: Arc<Negotiated>,
         desk: Arc<Desk>,
     ) -> Self {
+        let granted = &negotiated.identify;
         Self {
             id,
             address,
             max_rdy_count: granted.max_rdy_count,
             msg_timeout: Duration::from_millis(granted.msg_timeout),
             max_msg_timeout: Duration::from_millis(granted.max_msg_timeout),
+            negotiated,
             desk,
             outbox: Mutex::default(),
             watches: Arc::default(),
@@ -383,6 +387,7 @@ impl Link {
             paused,
             in_flight: self.in_flight(),
             received: self.received(),
+            negotiated: Arc::clone(&self.negotiated),
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::connection::Negotiated;
 use crate::consumer::flow::PauseReason;
 use crate::consumer::link::Link;
 use crate::discovery::{LookupdFacts, LookupdStats, NsqdDiscovered, NsqdFacts};
@@ -123,6 +124,8 @@ pub struct ConnectionStats {
     pub in_flight: u32,
     /// Messages delivered by this connection.
     pub received: u64,
+    /// What was agreed on with nsqd: its version and limits, TLS, compression, and as whom it knows this client.
+    pub negotiated: Arc<Negotiated>,
 }
 
 /// One nsqd of a consumer at one moment: see [`ConsumerStats::nsqds`].

@@ -37,6 +37,7 @@ impl Supervisor {
                 answer(reply, Ok(self.unpin(&address)));
             }
             Some(Control::AddLookupd(lookupd, reply)) => {
+                let lookupd = lookupd.with_tls_of(&self.shared.config);
                 let added = self.discovery.as_mut().map(|discovery| discovery.add_lookupd(&lookupd));
                 answer(reply, added.unwrap_or_else(|| Err(ended())));
                 self.publish_discovery();

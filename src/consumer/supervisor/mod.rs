@@ -411,7 +411,6 @@ mod tests {
     use crate::consumer::link::Queue;
     use crate::consumer::work::inbox::Inbox;
     use crate::name::{Channel, Topic};
-    use crate::protocol::IdentifyResponse;
 
     fn supervisor() -> Supervisor {
         let shared = node::Shared {
@@ -446,7 +445,7 @@ mod tests {
         let link = Arc::new(Link::new(
             ConnectionId(1),
             Arc::from("nsqd:4150"),
-            &IdentifyResponse::default(),
+            Arc::default(),
             Arc::clone(&desk),
         ));
         let (reins, node) = Node::new(Arc::clone(&supervisor.shared), Arc::clone(&link.address));

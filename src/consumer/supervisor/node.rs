@@ -85,12 +85,17 @@ impl Node {
                     self.announced.mark_unchanged();
                     lost
                 }
-                Err(error) => Lost {
-                    link: None,
-                    error,
-                    unanswered: 0,
-                    unflushed: false,
-                },
+                Err(error) => {
+                    if !error.is_retryable() {
+                        reconnect.handle_refused();
+                    }
+                    Lost {
+                        link: None,
+                        error,
+                        unanswered: 0,
+                        unflushed: false,
+                    }
+                }
             };
             let delay = reconnect.next_delay();
             if *leaving.borrow() {
@@ -126,11 +131,12 @@ impl Node {
         let link = Arc::new(Link::new(
             ConnectionId(shared.next_id.fetch_add(1, Ordering::Relaxed)),
             Arc::clone(&self.address),
-            &connection.granted,
+            Arc::clone(&connection.negotiated),
             Arc::clone(&shared.desk),
         ));
         tracing::info!(
-            topic = %shared.topic, channel = %shared.channel, nsqd = %self.address, version = connection.granted.version,
+            topic = %shared.topic, channel = %shared.channel, nsqd = %self.address,
+            version = connection.negotiated.identify.version, tls = connection.negotiated.tls.is_some(),
             "consumer connected"
         );
         shared.desk.mailbox.send(Event::Connected {

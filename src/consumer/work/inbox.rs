@@ -421,7 +421,6 @@ mod tests {
     use super::*;
     use crate::consumer::answer::desk::Desk;
     use crate::consumer::link::Command;
-    use crate::protocol::IdentifyResponse;
 
     #[derive(Default)]
     struct Woken(AtomicUsize);
@@ -436,7 +435,7 @@ mod tests {
         let link = Arc::new(Link::new(
             ConnectionId(1),
             Arc::from("nsqd:4150"),
-            &IdentifyResponse::default(),
+            Arc::default(),
             Arc::new(Desk::default()),
         ));
         (0..count)

@@ -15,17 +15,18 @@ use crate::protocol::Secret;
 /// By default the peer's certificate must be for the name in its address and be signed by an authority that this system
 /// trusts, and we show no certificate. TLS 1.2 and 1.3 are spoken.
 ///
-/// Files are read when a consumer starts, so that mistakes show, and again for each connection, so that certificates can be
-/// replaced while it runs.
+/// Files are read when a producer or consumer starts, so that mistakes show, and again for each connection, so that
+/// certificates can be replaced while it runs.
 ///
 /// ```no_run
-/// use async_nsq::{Consumer, LookupdConfig, TlsConfig};
+/// use async_nsq::{ConnectionConfig, Consumer, TlsConfig};
 ///
 /// let tls = TlsConfig::new()
 ///     .root_ca_file("/etc/nsq/ca.pem")
 ///     .client_certificate_files("/etc/nsq/billing.pem", "/etc/nsq/billing.key");
 /// let builder = Consumer::builder("orders", "billing")
-///     .lookupd(LookupdConfig::new("https://lookupd.example").tls(tls));
+///     .lookupd("https://lookupd.example")
+///     .connection(ConnectionConfig::new().tls(tls)); // for nsqlookupd too
 /// # let _ = builder;
 /// ```
 ///
@@ -40,8 +41,20 @@ pub struct TlsConfig {
     pub(crate) server_name: Option<String>,
     pub(crate) ready: Option<Arc<ClientConfig>>,
     pub(crate) any_certificate: bool,
+    pub(crate) min_version: TlsVersion,
     /// The system's roots, which take a while to load.
     pub(crate) system: Arc<OnceLock<Arc<dyn ServerCertVerifier>>>,
+}
+
+/// A version of TLS: see [`TlsConfig::min_version`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    Tls12,
+    /// TLS 1.3.
+    Tls13,
 }
 
 /// Where certificates come from.
@@ -97,6 +110,12 @@ impl TlsConfig {
         self
     }
 
+    /// The oldest version of TLS to speak. Default: [`TlsVersion::Tls12`]; older ones are not spoken at all.
+    pub fn min_version(mut self, version: TlsVersion) -> Self {
+        self.min_version = version;
+        self
+    }
+
     /// Takes everything but the [`server_name`](Self::server_name) from a configuration of
     /// [`rustls`](crate::rustls), for what the other setters cannot say. Together with one of those it is an error.
     pub fn rustls(mut self, config: impl Into<Arc<ClientConfig>>) -> Self {
@@ -121,6 +140,7 @@ impl fmt::Debug for TlsConfig {
             .field("roots", &files.collect::<Vec<_>>())
             .field("client_certificate", &self.client.is_some())
             .field("server_name", &self.server_name)
+            .field("min_version", &self.min_version)
             .field("rustls", &self.ready.is_some())
             .field("any_certificate", &self.any_certificate)
             .finish_non_exhaustive()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::time::{Instant, timeout};
 
 use super::identify::{Grant, Request, Settings};
@@ -84,7 +85,7 @@ impl Session {
                 true => Codec::snappy(),
                 false => Codec::deflate_of_nsqd(u32::try_from(grant.deflate_level).unwrap_or_default()),
             };
-            let compressed = Compressed::new(self.wire.take_io(), codec);
+            let compressed = Compressed::new(self.wire.take_io(), codec, BytesMut::new());
             self.wire.set_io(Box::new(compressed));
             self.settings.set_deflated(grant.deflate);
             shared.change(|state| {
