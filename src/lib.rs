@@ -50,6 +50,8 @@
 //! * Dropping a publish shifts nobody's answer; one bad message fails alone.
 //! * Memory is bounded: by what may be pending, by `max_in_flight`, and by limits on all that a peer controls.
 //! * Reading, heartbeats and answers never wait for a handler. Each message is answered once.
+//! * TLS asked for is TLS or an error, certificates are verified, secrets are shown nowhere and travel only over TLS, unless
+//!   a call says otherwise.
 //! * Connections are replaced when they break or fall silent, for ever, with delays from 100 ms to 60 s.
 //!
 //! NSQ delivers *at least once* and in no particular order; handlers must bear a message that comes twice.
@@ -57,13 +59,13 @@
 //! # Feature flags
 //! | flag | default | what it adds |
 //! | --- | --- | --- |
-//! | `tls-ring` | yes | `https://` to nsqlookupd, with the cryptography of ring |
+//! | `tls-ring` | yes | TLS to nsqd and nsqlookupd, with the cryptography of ring |
 //! | `tls-aws-lc-rs` | no | the same with aws-lc-rs, which goes first where both are on |
 //! | `tls` | no | the same without cryptography: install a default in rustls, or give a complete configuration |
+//! | `snappy`, `deflate` | yes | the compressions that nsqd offers: see [`Compression`] |
 //! | `test-server` | no | module `test_server`: nsqd, nsqlookupd and an auth server within the process, for tests |
 //!
-//! Without any flag the crate is complete for connections in clear text. In the client, TLS to nsqd, compression and AUTH are
-//! not there yet.
+//! Without any flag the crate is complete for connections in clear text, uncompressed.
 //!
 //! # Logs
 //! The crate logs with [`tracing`], and a consumer's lines name its topic and channel:
