@@ -180,9 +180,15 @@ impl Error {
 
     /// Names the topic of the message concerned.
     #[must_use]
-    pub(crate) fn about(mut self, topic: impl fmt::Display) -> Self {
+    pub(crate) fn about(self, topic: impl fmt::Display) -> Self {
+        self.found_in(format_args!("topic {topic}"))
+    }
+
+    /// Tells where the mistake is found.
+    #[must_use]
+    pub(crate) fn found_in(mut self, place: impl fmt::Display) -> Self {
         let inner = self.edit();
-        inner.message = format!("topic {topic}: {}", inner.message).into();
+        inner.message = format!("{place}: {}", inner.message).into();
         self
     }
 

@@ -96,7 +96,7 @@ mod name;
 mod panics;
 mod producer;
 
-pub use config::{Compression, ConnectionConfig, LookupdConfig};
+pub use config::{Compression, ConnectionConfig, DangerousOptions, LookupdConfig, OptionValue, Options};
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use config::{DangerousTls, TlsConfig, TlsVersion};

@@ -11,11 +11,11 @@ use async_nsq::test_server::{self, AuthServer, Lookupd, LookupdBuilder, Nsqd, Ns
 use async_nsq::transport::{MemoryConnector, MemoryListener, MemoryNetwork, TcpConnector};
 use async_nsq::{
     BatchOptions, BatchOutcome, BoxError, Channel, ConnectionConfig, ConnectionStats, Consumer, ConsumerBuilder,
-    ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, DuplicateWindow, Error, ErrorKind,
-    GroupReport, GroupStats, HandlerError, LatencyHistogram, LookupdConfig, LookupdStats, LookupdStatus, MemberId,
-    MemberReport, MemberStats, Message, MessageStream, NsqdDiscovered, PauseReason, Producer, ProducerBuilder,
-    ProducerNodeStats, ProducerReport, ProducerSink, ProducerStats, PublishFailure, RoutedMessage, RoutedNsqd, Routing,
-    Step, Topic, TopicPattern, protocol,
+    ConsumerGroup, ConsumerGroupBuilder, ConsumerReport, ConsumerStats, Culprit, DangerousOptions, DuplicateWindow,
+    Error, ErrorKind, GroupReport, GroupStats, HandlerError, LatencyHistogram, LookupdConfig, LookupdStats,
+    LookupdStatus, MemberId, MemberReport, MemberStats, Message, MessageStream, NsqdDiscovered, OptionValue, Options,
+    PauseReason, Producer, ProducerBuilder, ProducerNodeStats, ProducerReport, ProducerSink, ProducerStats,
+    PublishFailure, RoutedMessage, RoutedNsqd, Routing, Step, Topic, TopicPattern, protocol,
 };
 
 fn shared<T: Send + Sync + Debug + 'static>() {}
@@ -58,6 +58,7 @@ fn public_types_are_send_sync_and_debug() {
     cloned::<ConsumerStats>();
     cloned::<ConnectionStats>();
     cloned::<ConnectionConfig>();
+    cloned::<(Options, OptionValue, DangerousOptions)>();
     cloned::<LookupdConfig>();
     cloned::<(LookupdStats, LookupdStatus, NsqdDiscovered)>();
     #[cfg(feature = "tls")]

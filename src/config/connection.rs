@@ -41,15 +41,17 @@ pub struct ConnectionConfig {
     pub(crate) auth_secret: Option<Secret>,
     pub(crate) plaintext_auth: bool,
     pub(crate) sample_rate: Option<u8>,
-    client_id: Option<String>,
-    hostname: Option<String>,
-    user_agent: String,
-    output_buffer_size: Option<usize>,
-    low_latency: bool,
-    output_buffer_timeout: Option<Duration>,
-    msg_timeout: Option<Duration>,
-    region: Option<String>,
-    zone: Option<String>,
+    pub(super) client_id: Option<String>,
+    pub(super) hostname: Option<String>,
+    pub(super) user_agent: String,
+    pub(super) output_buffer_size: Option<usize>,
+    pub(super) low_latency: bool,
+    pub(super) output_buffer_timeout: Option<Duration>,
+    pub(super) msg_timeout: Option<Duration>,
+    pub(super) region: Option<String>,
+    pub(super) zone: Option<String>,
+    /// Of options that were given by name.
+    pub(super) contradiction: Option<Error>,
 }
 
 impl ConnectionConfig {
@@ -77,6 +79,7 @@ impl ConnectionConfig {
             msg_timeout: None,
             region: None,
             zone: None,
+            contradiction: None,
         }
     }
 
@@ -289,6 +292,9 @@ impl ConnectionConfig {
     }
 
     pub(crate) fn validate(&self) -> Result<()> {
+        if let Some(contradiction) = &self.contradiction {
+            return Err(contradiction.clone());
+        }
         let within = |name: &str, value: Duration, least: Duration, most: Duration| {
             if value < least || value > most {
                 return Err(Error::option(

@@ -17,6 +17,7 @@ mod group;
 mod handler;
 mod link;
 mod message;
+mod options;
 mod start;
 mod state;
 mod stream;

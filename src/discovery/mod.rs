@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use self::question::{Nodes, Nsqds, Topics};
 use self::rounds::Rounds;
-use crate::config::LookupdConfig;
+use crate::config::{DiscoveryValues, LookupdConfig, put};
 use crate::error::{Error, Result};
 use crate::name::{Channel, Topic};
 use crate::transport::Connector;
@@ -71,6 +71,15 @@ impl Default for DiscoveryOptions {
 }
 
 impl DiscoveryOptions {
+    /// Sets what was given by name.
+    pub(crate) fn apply(&mut self, given: &DiscoveryValues) {
+        put(&mut self.poll_interval, &given.poll_interval);
+        put(&mut self.poll_jitter, &given.poll_jitter);
+        put(&mut self.timeout, &given.timeout);
+        put(&mut self.max_nodes, &given.max_nsqds);
+        put(&mut self.max_body, &given.max_answer);
+    }
+
     fn check(&self) -> Result<()> {
         let longest = Duration::from_secs(5 * 60);
         if !(Duration::from_millis(10)..=longest).contains(&self.poll_interval) {

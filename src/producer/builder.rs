@@ -40,20 +40,20 @@ use crate::protocol::{DEFAULT_MAX_BODY_SIZE, DEFAULT_MAX_REQ_TIMEOUT, IdentifyRe
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `connect` is called"]
 pub struct ProducerBuilder {
-    nsqds: Vec<(String, Place)>,
-    lookupds: Vec<LookupdConfig>,
-    discovery: DiscoveryOptions,
-    policy: Policy,
-    connection: ConnectionConfig,
-    publish_timeout: Duration,
-    max_pending_messages: u32,
-    max_pending_bytes: u32,
-    max_body_size: usize,
-    max_req_timeout: Duration,
-    batching: bool,
-    linger: Duration,
-    linger_messages: Option<usize>,
-    on_failure: FailureHook,
+    pub(super) nsqds: Vec<(String, Place)>,
+    pub(super) lookupds: Vec<LookupdConfig>,
+    pub(super) discovery: DiscoveryOptions,
+    pub(super) policy: Policy,
+    pub(super) connection: ConnectionConfig,
+    pub(super) publish_timeout: Duration,
+    pub(super) max_pending_messages: u32,
+    pub(super) max_pending_bytes: u32,
+    pub(super) max_body_size: usize,
+    pub(super) max_req_timeout: Duration,
+    pub(super) batching: bool,
+    pub(super) linger: Duration,
+    pub(super) linger_messages: Option<usize>,
+    pub(super) on_failure: FailureHook,
 }
 
 impl ProducerBuilder {

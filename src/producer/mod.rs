@@ -18,6 +18,7 @@ mod lanes;
 mod limits;
 mod linger;
 mod node;
+mod options;
 mod parts;
 mod pipeline;
 mod pool;
