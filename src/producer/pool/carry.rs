@@ -263,7 +263,7 @@ impl Pool {
         most: usize,
         journey: &mut Journey<'_>,
     ) -> Result<Vec<Arc<Lane>>> {
-        let found = self.choose_for(message, most, journey);
+        let found = self.choose_for(message, most, journey)?;
         if found.len() >= least {
             return Ok(found);
         }
@@ -275,7 +275,7 @@ impl Pool {
         let _waiting = Waiting::new(&self.waiting, &message.payload, &journey.attempts);
         loop {
             // Again, since a connection may have come before the subscription to it.
-            let found = self.choose_for(message, most, journey);
+            let found = self.choose_for(message, most, journey)?;
             if found.len() >= least {
                 return Ok(found);
             }
@@ -288,7 +288,7 @@ impl Pool {
         }
     }
 
-    fn choose_for(&self, message: &Outgoing, most: usize, journey: &Journey<'_>) -> Vec<Arc<Lane>> {
+    fn choose_for(&self, message: &Outgoing, most: usize, journey: &mut Journey<'_>) -> Result<Vec<Arc<Lane>>> {
         let claimed = journey.claims.map(Claims::lock);
         let claimed = claimed.as_deref().map_or(&[][..], Vec::as_slice);
         let is_ruled_out = |lane: &Arc<Lane>| {
@@ -296,7 +296,8 @@ impl Pool {
             // By address: an nsqd that was removed and added again has another lane, and still has its copy.
             was_tried || claimed.iter().any(|other| other.address == lane.address)
         };
-        self.choose(&message.facts(), most, is_ruled_out)
+        let chosen = self.choose(&message.facts(), most, is_ruled_out);
+        chosen.map_err(|error| journey.attempts.give_up(error))
     }
 
     /// Waits for a connection, or until `pause` is over.

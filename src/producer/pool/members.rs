@@ -175,22 +175,22 @@ impl Pool {
         }
     }
 
-    /// Up to `most` nsqds with a connection for a message, the best first.
+    /// Up to `most` nsqds with a connection for a message, the best first. *Not sent* if the router panics.
     pub(super) fn choose(
         &self,
         message: &RoutedMessage<'_>,
         most: usize,
         is_ruled_out: impl Fn(&Arc<Lane>) -> bool,
-    ) -> Vec<Arc<Lane>> {
+    ) -> Result<Vec<Arc<Lane>>> {
         let present = self.present();
         let free: Vec<&Member> = present
             .iter()
             .filter(|member| member.lane.is_connected() && !is_ruled_out(&member.lane))
             .collect();
         let facts: Vec<RoutedNsqd<'_>> = free.iter().map(|member| member.facts()).collect();
-        let order = self.policy.routing.order(message, &facts);
+        let order = self.policy.routing.order(message, &facts)?;
         let chosen = order.into_iter().take(most);
-        chosen.map(|nsqd| Arc::clone(&free[nsqd].lane)).collect()
+        Ok(chosen.map(|nsqd| Arc::clone(&free[nsqd].lane)).collect())
     }
 
     /// Waits until one of the nsqds has a connection, or all that are known after one round of discovery have failed once.
