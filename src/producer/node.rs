@@ -55,6 +55,13 @@ pub(super) struct Leftover {
     pub(super) unknown: usize,
 }
 
+impl Leftover {
+    pub(super) fn add(&mut self, other: Self) {
+        self.not_sent += other.not_sent;
+        self.unknown += other.unknown;
+    }
+}
+
 pub(super) struct Node {
     pub(super) config: ConnectionConfig,
     pub(super) encoding: Encoding,
@@ -80,13 +87,12 @@ pub(super) struct Notices {
 impl Drop for Node {
     fn drop(&mut self) {
         // Also when the task is dropped with its runtime: no caller is left waiting (P3).
-        let (not_sent, unknown) =
-            self.pipeline
-                .end(Error::new(ErrorKind::NotSent, Step::Publish, "the producer has ended"));
+        let ended = Error::new(ErrorKind::NotSent, Step::Publish, "the producer has ended");
+        let leftover = self.pipeline.end(ended);
         self.link.send_if_modified(|link| {
             let early = !matches!(link, Link::Ended(_));
             if early {
-                *link = Link::Ended(Leftover { not_sent, unknown });
+                *link = Link::Ended(leftover);
             }
             early
         });
@@ -149,9 +155,10 @@ impl Node {
                 () = sleep(delay) => {}
             }
         }
-        leftover.not_sent = self
-            .pipeline
-            .fail_waiting("the producer was shut down before it could be sent");
+        leftover.add(
+            self.pipeline
+                .fail_waiting("the producer was shut down before it could be sent"),
+        );
         tracing::debug!(nsqd = %self.address, ?leftover, "producer ended");
         self.link.send_replace(Link::Ended(leftover));
     }

@@ -34,6 +34,7 @@ use self::state::{Owner, Slot, State};
 use super::detached::FailureHook;
 use super::limits::Learnt;
 use super::linger::{Departure, Linger};
+use super::node::Leftover;
 use super::sink::Tally;
 use super::stats::{Counts, LatencyHistogram, Traffic};
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -136,6 +137,8 @@ pub(super) struct Manner {
     pub(super) stays: bool,
     /// It has waited elsewhere, so it does not linger here.
     pub(super) urgent: bool,
+    /// An earlier attempt may have arrived: what is not sent this time stays unknown in all.
+    pub(super) may_have_arrived: bool,
 }
 
 /// How full a pipeline is.
@@ -252,7 +255,7 @@ impl Pipeline {
             Ok(self.queue_awaited(manner, topic, payload, span, cost))
         } else {
             Err(Box::pin(async move {
-                let _in_line = self.reserve(&payload, cost, span.deadline).await?;
+                let _in_line = self.reserve(manner, &payload, cost, span.deadline).await?;
                 self.queue_awaited(manner, topic, payload, span, cost)
             }))
         };
@@ -285,15 +288,15 @@ impl Pipeline {
     pub(super) async fn detach(&self, message: Detached, span: Span) -> Result<()> {
         let payload = Payload::One(message.body);
         let cost = self.room.cost_of(&payload);
-        let _in_line = self.reserve(&payload, cost, span.deadline).await?;
+        let _in_line = self.reserve(Manner::default(), &payload, cost, span.deadline).await?;
         let owner = Owner::Nobody(message.tally);
         self.queue_reserved(Accepted::new(Some(message.topic), payload, span, owner), cost)?;
         Ok(())
     }
 
     /// Waits for room. What is returned is to be kept until the publish is in the queue.
-    async fn reserve(&self, payload: &Payload, cost: Cost, deadline: Instant) -> Result<InLine<'_>> {
-        let mut in_line = self.room.stand_in_line();
+    async fn reserve(&self, manner: Manner, payload: &Payload, cost: Cost, deadline: Instant) -> Result<InLine<'_>> {
+        let mut in_line = self.room.stand_in_line(manner.may_have_arrived);
         // A batch that lingers makes room by leaving.
         self.hurry();
         if in_line.take(cost, deadline).await {
@@ -375,6 +378,7 @@ impl Pipeline {
             referred: true,
             resolved: false,
             stays: manner.stays,
+            may_have_arrived: manner.may_have_arrived,
         });
         state.waiting_bytes += payload.size();
         state.queue.push_back(Entry {
@@ -620,19 +624,24 @@ impl Pipeline {
         }
     }
 
-    /// Resolves everything that waits as not sent. Returns how many that were.
-    pub(super) fn fail_waiting(&self, reason: &'static str) -> usize {
+    /// Resolves everything that waits as not sent. Returns how many that were; of a publish that may have arrived with an
+    /// earlier attempt the truth is *unknown*.
+    pub(super) fn fail_waiting(&self, reason: &'static str) -> Leftover {
         let mut wakers = Vec::new();
         let mut cost = Cost::default();
         let now = Instant::now();
         let mut guard = self.lock();
         let state = &mut *guard;
-        let mut failed = 0;
+        let mut failed = Leftover::default();
         for entry in std::mem::take(&mut state.queue) {
             if !matches!(entry.payload, Payload::Gone) {
                 let error = state.not_sent(entry.payload.step(), reason);
+                if state.slots[entry.slot].may_have_arrived {
+                    failed.unknown += 1;
+                } else {
+                    failed.not_sent += 1;
+                }
                 cost.add(state.settle(entry, || Err(error), now, &self.room, &mut wakers));
-                failed += 1;
             }
         }
         state.nothing_waits();
@@ -642,11 +651,15 @@ impl Pipeline {
         failed
     }
 
-    /// The node is gone: resolves everything, as nobody else will. Returns how many were not sent and how many stay
-    /// unknown.
-    pub(super) fn end(&self, error: Error) -> (usize, usize) {
+    /// The publishes that wait for room. A pool has accepted them, but no queue has.
+    pub(super) fn in_line(&self) -> Leftover {
+        self.room.in_line()
+    }
+
+    /// The node is gone: resolves everything, as nobody else will. Returns what was left.
+    pub(super) fn end(&self, error: Error) -> Leftover {
         self.close(error);
-        let not_sent = self.fail_waiting("the producer has ended");
+        let mut leftover = self.fail_waiting("the producer has ended");
         let mut wakers = Vec::new();
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -666,7 +679,7 @@ impl Pipeline {
             );
             state.resolve_sent(slot, error, &mut wakers);
         }
-        let unknown = std::mem::take(&mut state.taken);
+        leftover.unknown += std::mem::take(&mut state.taken);
         drop(guard);
         wakers.into_iter().for_each(Waker::wake);
         self.tell_failures();
@@ -676,7 +689,7 @@ impl Pipeline {
                 "enqueued messages were not answered before the runtime ended"
             );
         }
-        (not_sent, unknown)
+        leftover
     }
 
     #[cfg(test)]

@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) resolved: bool,
     /// What waits is sent although its caller has left.
     pub(super) stays: bool,
+    /// With an earlier attempt, elsewhere or here.
+    pub(super) may_have_arrived: bool,
 }
 
 /// Whose publish it is.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::bell::Listener;
 use super::super::lane::Lane;
+use super::super::node::Leftover;
 use super::super::pipeline::{Manner, Payload, Span};
 use super::mirror::Tally;
 use super::retry::{Attempts, Next};
@@ -75,11 +76,21 @@ impl<'a> Journey<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Publishes that have not arrived anywhere.
-    pub(super) not_sent: AtomicUsize,
+    not_sent: AtomicUsize,
     /// Publishes that may have arrived with an earlier attempt.
-    pub(super) unknown: AtomicUsize,
+    unknown: AtomicUsize,
     pub(super) messages: AtomicUsize,
     pub(super) bytes: AtomicUsize,
+}
+
+impl Queue {
+    /// What becomes of them if they are given up now.
+    pub(super) fn publishes(&self) -> Leftover {
+        Leftover {
+            not_sent: self.not_sent.load(Ordering::SeqCst),
+            unknown: self.unknown.load(Ordering::SeqCst),
+        }
+    }
 }
 
 /// Counts a publish that is at no nsqd.

@@ -174,7 +174,7 @@ impl Pool {
     /// Takes a message that nobody waits for as soon as there is room.
     pub(in crate::producer) async fn detach(self: &Arc<Self>, message: Detached, span: Span) -> Result<()> {
         let cost = self.cost_of(&message);
-        let mut in_line = self.detached.room.stand_in_line();
+        let mut in_line = self.detached.room.stand_in_line(false);
         // Batches that linger make room by leaving.
         self.all_lanes().iter().for_each(|lane| lane.pipeline.hurry());
         if in_line.take(cost, span.deadline).await {

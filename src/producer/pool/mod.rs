@@ -180,8 +180,9 @@ impl Pool {
                 return leftover;
             }
         }
-        let not_sent = self.waiting.not_sent.load(Ordering::SeqCst);
-        self.books.stop(self.waiting.unknown.load(Ordering::SeqCst));
+        let mut between = self.waiting.publishes();
+        lanes.iter().for_each(|lane| between.add(lane.pipeline.in_line()));
+        self.books.stop(between.unknown);
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -189,7 +190,7 @@ impl Pool {
         }
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
-        leftover.not_sent += not_sent;
+        leftover.not_sent += between.not_sent;
         leftover.unknown += self.books.unknown_at_end();
         // Not those with a caller: it may never look.
         self.detached.all_ended().await;
@@ -253,9 +254,7 @@ impl Pool {
 async fn all_ended(lanes: &[Arc<Lane>]) -> Leftover {
     let mut all = Leftover::default();
     for lane in lanes {
-        let leftover = lane.ended().await;
-        all.not_sent += leftover.not_sent;
-        all.unknown += leftover.unknown;
+        all.add(lane.ended().await);
     }
     all
 }

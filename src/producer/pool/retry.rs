@@ -62,6 +62,7 @@ impl Attempts {
             alone: self.alone,
             stays,
             urgent: self.pauses > 0 || self.last.is_some() || self.unknown.is_some(),
+            may_have_arrived: self.may_have_arrived(),
         }
     }
 
