@@ -13,12 +13,13 @@
 //! gone. Answers are matched to commands, never to callers, so a caller that leaves shifts nobody's answer (P4).
 
 mod deadlines;
+mod ending;
 mod flush;
 mod room;
 mod state;
 mod telling;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -37,7 +38,7 @@ use super::linger::{Departure, Linger};
 use super::node::Leftover;
 use super::sink::Tally;
 use super::stats::{Counts, LatencyHistogram, Traffic};
-use crate::error::{Error, ErrorKind, Result, Step};
+use crate::error::{Error, Result, Step};
 use crate::name::Topic;
 
 /// What to send.
@@ -581,36 +582,6 @@ impl Pipeline {
         }
     }
 
-    /// Accepts no further publish; each is answered with `error`, also those that wait for room. What is pending goes
-    /// on.
-    pub(super) fn close(&self, error: Error) {
-        let mut state = self.lock();
-        state.closed.get_or_insert(error);
-        let wakers = [state.driver.take(), state.take_ender()];
-        drop(state);
-        self.room.close();
-        wakers.into_iter().flatten().for_each(Waker::wake);
-    }
-
-    /// Whether the pipeline is closed and nothing is pending.
-    pub(super) fn is_finished(&self) -> bool {
-        self.lock().is_finished()
-    }
-
-    /// Waits until the pipeline is closed and nothing is pending, for a node that has no connection: with one, its
-    /// driver notices.
-    pub(super) async fn finished(&self) {
-        poll_fn(|cx| {
-            let mut state = self.lock();
-            if state.is_finished() {
-                return Poll::Ready(());
-            }
-            state.ender = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
     /// Tells why there is no connection, or that there is one, for the errors of those who wait meanwhile.
     ///
     /// In a pool, what waits is *not sent* with the connection, and so is what comes until there is another one.
@@ -624,72 +595,9 @@ impl Pipeline {
         }
     }
 
-    /// Resolves everything that waits as not sent. Returns how many that were; of a publish that may have arrived with an
-    /// earlier attempt the truth is *unknown*.
-    pub(super) fn fail_waiting(&self, reason: &'static str) -> Leftover {
-        let mut wakers = Vec::new();
-        let mut cost = Cost::default();
-        let now = Instant::now();
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let mut failed = Leftover::default();
-        for entry in std::mem::take(&mut state.queue) {
-            if !matches!(entry.payload, Payload::Gone) {
-                let error = state.not_sent(entry.payload.step(), reason);
-                if state.slots[entry.slot].may_have_arrived {
-                    failed.unknown += 1;
-                } else {
-                    failed.not_sent += 1;
-                }
-                cost.add(state.settle(entry, || Err(error), now, &self.room, &mut wakers));
-            }
-        }
-        state.nothing_waits();
-        drop(guard);
-        self.room.give_back(cost);
-        wakers.into_iter().for_each(Waker::wake);
-        failed
-    }
-
     /// The publishes that wait for room. A pool has accepted them, but no queue has.
     pub(super) fn in_line(&self) -> Leftover {
         self.room.in_line()
-    }
-
-    /// The node is gone: resolves everything, as nobody else will. Returns what was left.
-    pub(super) fn end(&self, error: Error) -> Leftover {
-        self.close(error);
-        let mut leftover = self.fail_waiting("the producer has ended");
-        let mut wakers = Vec::new();
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let unresolved: Vec<(usize, Step)> = state
-            .slots
-            .iter()
-            .filter(|(_, slot)| !slot.resolved)
-            .map(|(index, slot)| (index, slot.step))
-            .collect();
-        let mut untold = 0;
-        for (slot, step) in unresolved {
-            untold += usize::from(matches!(state.slots[slot].owner, Owner::Nobody(None)));
-            let error = Error::new(
-                ErrorKind::Unknown,
-                step,
-                "the producer has ended before nsqd answered; the message may have arrived",
-            );
-            state.resolve_sent(slot, error, &mut wakers);
-        }
-        leftover.unknown += std::mem::take(&mut state.taken);
-        drop(guard);
-        wakers.into_iter().for_each(Waker::wake);
-        self.tell_failures();
-        if untold > 0 {
-            tracing::warn!(
-                count = untold,
-                "enqueued messages were not answered before the runtime ended"
-            );
-        }
-        leftover
     }
 
     #[cfg(test)]
