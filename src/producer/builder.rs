@@ -7,7 +7,7 @@ use super::batch::{Encoding, MAX_BATCH_BYTES};
 use super::detached::{FailureHook, PublishFailure};
 use super::lane::{Lane, LaneOptions};
 use super::linger::Linger;
-use super::pipeline::Bounds;
+use super::pipeline::{Bounds, Haste};
 use super::pool::{Place, Policy, Pool, Routing};
 use super::stats::Local;
 use super::{Lanes, Limits, Producer, Shared};
@@ -349,6 +349,7 @@ impl ProducerBuilder {
                 ping: ping_body(&self.connection),
             },
             linger: self.lingering(),
+            haste: Haste::default(),
             on_failure: self.on_failure,
             connection: self.connection,
             bounds: Bounds {

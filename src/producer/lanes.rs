@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use super::lane::{Lane, SHUT_DOWN};
 use super::node::Leftover;
-use super::pipeline::{Detached, Left, Payload, Span};
+use super::pipeline::{Detached, Hurry, Left, Payload, Span};
 use super::pool::{Pool, not_ready};
 use super::stats::{Local, ProducerStats};
 use crate::error::Result;
@@ -66,6 +66,14 @@ impl Lanes {
                 queued.map_err(|error| error.at(&lane.address))
             }
             Self::Many(pool) => pool.detach(message, span).await,
+        }
+    }
+
+    /// Ends all lingering until what is returned is dropped.
+    pub(super) fn hurry(&self) -> Hurry {
+        match self {
+            Self::One(lane) => lane.pipeline.begin_hurry(),
+            Self::Many(pool) => pool.hurry(),
         }
     }
 

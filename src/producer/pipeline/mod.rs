@@ -15,6 +15,7 @@
 mod deadlines;
 mod ending;
 mod flush;
+mod haste;
 mod room;
 mod state;
 mod telling;
@@ -29,12 +30,13 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(super) use self::flush::{Generations, Left};
+pub(super) use self::haste::{Haste, Hurry};
 use self::room::InLine;
 pub(super) use self::room::{Cost, Room};
 use self::state::{Owner, Slot, State};
 use super::detached::FailureHook;
 use super::limits::Learnt;
-use super::linger::{Departure, Linger};
+use super::linger::{Departure, Linger, Waiting};
 use super::node::Leftover;
 use super::sink::Tally;
 use super::stats::{Counts, LatencyHistogram, Traffic};
@@ -174,6 +176,7 @@ pub(super) struct Pipeline {
     /// Whether publishes can go elsewhere, so that none waits for a connection here.
     in_pool: bool,
     linger: Option<Linger>,
+    haste: Haste,
     on_failure: FailureHook,
     /// Held while the hook runs: failures are told one after the other.
     telling: Mutex<()>,
@@ -195,12 +198,13 @@ pub(super) enum Taken {
 }
 
 impl Pipeline {
-    pub(super) fn new(bounds: Bounds, linger: Option<Linger>, on_failure: FailureHook) -> Self {
+    pub(super) fn new(bounds: Bounds, linger: Option<Linger>, haste: Haste, on_failure: FailureHook) -> Self {
         Self {
             state: Mutex::default(),
             room: Room::new(bounds),
             in_pool: false,
             linger,
+            haste,
             on_failure,
             telling: Mutex::new(()),
             traffic: Traffic::default(),
@@ -209,8 +213,8 @@ impl Pipeline {
 
     /// A pipeline that keeps nothing waiting while there is no connection: whatever waits is *not sent* at once, so that
     /// it can go elsewhere.
-    pub(super) fn in_pool(bounds: Bounds, linger: Option<Linger>) -> Self {
-        let mut pipeline = Self::new(bounds, linger, FailureHook::default());
+    pub(super) fn in_pool(bounds: Bounds, linger: Option<Linger>, haste: Haste) -> Self {
+        let mut pipeline = Self::new(bounds, linger, haste, FailureHook::default());
         pipeline.in_pool = true;
         pipeline.lock().turns_away = true;
         pipeline
@@ -410,23 +414,18 @@ impl Pipeline {
     /// The waker of a driver that has something to do now.
     fn driver_to_wake(&self, state: &mut State, now: Instant) -> Option<Waker> {
         if let Some(linger) = self.linger.filter(|_| state.lingers) {
-            if !linger.is_enough(&state.waiting(now)) {
+            if !linger.is_enough(&self.waiting(state, now)) {
                 return None;
             }
         }
         state.driver.take()
     }
 
-    /// Sends off a batch that lingers.
-    pub(super) fn hurry(&self) {
-        if self.linger.is_none() {
-            return;
-        }
-        let mut state = self.lock();
-        state.urgent |= state.live() > 0;
-        let driver = if state.lingers { state.driver.take() } else { None };
-        drop(state);
-        driver.into_iter().for_each(Waker::wake);
+    /// What waits, which is something.
+    fn waiting(&self, state: &State, now: Instant) -> Waiting {
+        let mut waiting = state.waiting(now);
+        waiting.urgent |= self.room.is_awaited() || self.haste.is_due();
+        waiting
     }
 
     /// Moves all waiting entries to `entries`, which is empty. With fewer than `expected` of them, nothing is moved.
@@ -446,9 +445,7 @@ impl Pipeline {
         }
         if let Some(linger) = &self.linger {
             let now = Instant::now();
-            let mut waiting = state.waiting(now);
-            waiting.urgent |= self.room.is_awaited();
-            if let Departure::At(at) = linger.departure(&waiting, now) {
+            if let Departure::At(at) = linger.departure(&self.waiting(state, now), now) {
                 state.lingers = true;
                 state.driver = Some(cx.waker().clone());
                 return Taken::Lingers(at);

@@ -165,7 +165,7 @@ impl State {
             since: self.waiting_since.unwrap_or(now),
             messages: self.live(),
             bytes: self.waiting_bytes,
-            urgent: self.urgent || self.closed.is_some() || self.generations.is_divided(),
+            urgent: self.urgent || self.closed.is_some(),
         }
     }
 

@@ -19,7 +19,7 @@ use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub use self::routing::{RoutedMessage, RoutedNsqd, Router, Routing};
 use super::ends_at;
 use super::lane::{Lane, LaneOptions, SHUT_DOWN};
 use super::node::{Leftover, Notices};
-use super::pipeline::Left;
+use super::pipeline::{Hurry, Left};
 use crate::error::{Error, ErrorKind, Result, Step};
 
 /// How a pool chooses, copies and repeats.
@@ -82,6 +82,8 @@ struct Gate {
     inside: AtomicUsize,
     closed: AtomicBool,
     stopping: AtomicBool,
+    /// Nothing lingers any more once it is closed.
+    hurry: OnceLock<Hurry>,
 }
 
 /// A publish under way.
@@ -152,10 +154,18 @@ impl Pool {
         }
     }
 
+    /// Ends all lingering until what is returned is dropped.
+    pub(super) fn hurry(&self) -> Hurry {
+        let hurry = self.options.haste.begin();
+        self.all_lanes().iter().for_each(|lane| lane.pipeline.hurry());
+        hurry
+    }
+
     /// Accepts nothing more. The lanes end once the last publish under way has its outcome.
     fn close(&self) {
         self.gate.closed.store(true, Ordering::SeqCst);
         self.stop_following();
+        self.gate.hurry.get_or_init(|| self.hurry());
         self.detached.room.close();
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
             self.drain();
@@ -199,7 +209,8 @@ impl Pool {
 
     /// Waits until every publish that has begun before has ended, with its copies, and its failure is told.
     pub(super) async fn flush(&self, deadline: Instant) -> Result<(), Left> {
-        // At the same time, so that no batch lingers while it is waited for.
+        // Also for those that come to an nsqd only now.
+        let _hurry = self.hurry();
         let (lanes, books) = (self.flush_lanes(deadline), self.books.flush(deadline));
         let (mut left, unresolved) = tokio::join!(lanes, books);
         if unresolved.is_ok() && left.is_none() && self.policy.copies.count > 1 {
