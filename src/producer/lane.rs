@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::batch::Encoding;
 use super::detached::FailureHook;
 use super::linger::Linger;
-use super::node::{Leftover, Link, Node, Notices, Phase};
+use super::node::{Leftover, Link, Node, Notices};
+use super::phase::{Phase, PhaseWatch};
 use super::pipeline::{Bounds, Haste, Left, Load, Manner, Payload, Pipeline, Span};
 use super::stats::ProducerNodeStats;
 use crate::config::ConnectionConfig;
@@ -75,7 +76,7 @@ impl Lane {
             encoding: options.encoding.clone(),
             address: Arc::clone(&address),
             pipeline: Arc::clone(&pipeline),
-            phase: phase_seen,
+            phase: PhaseWatch::new(phase_seen),
             link,
             notices,
             dial_soon: Arc::clone(&dial_soon),

@@ -19,6 +19,7 @@ mod limits;
 mod linger;
 mod node;
 mod parts;
+mod phase;
 mod pipeline;
 mod pool;
 mod sink;

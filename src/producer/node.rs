@@ -5,7 +5,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -13,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::batch::{Encoding, Turns};
 use super::bell::Bell;
+use super::phase::{Phase, PhaseWatch};
 use super::pipeline::{Entry, Pipeline, Taken};
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
@@ -23,20 +23,6 @@ use crate::protocol::{self, ErrorCode, Message};
 /// How often a turn is put off for callers that were just woken. They come back within microseconds; those that do
 /// not are not waited for.
 const MOST_YIELDS: u8 = 4;
-
-/// How long a connection without any handle left may go on for publishes whose callers have gone. As long as a publish
-/// may take by default; without a limit a peer that lives but never answers would keep the task for ever.
-const LINGER: Duration = Duration::from_secs(30);
-
-/// How far a producer has been shut down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Running,
-    /// Nothing further is accepted; what is pending goes on.
-    Draining,
-    /// What is still pending is to be resolved at once.
-    Stopping,
-}
 
 /// What is known of the connection.
 #[derive(Clone, Debug)]
@@ -67,7 +53,7 @@ pub(super) struct Node {
     pub(super) encoding: Encoding,
     pub(super) address: Arc<str>,
     pub(super) pipeline: Arc<Pipeline>,
-    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) phase: PhaseWatch,
     pub(super) link: watch::Sender<Link>,
     /// What a pool is told.
     pub(super) notices: Option<Notices>,
@@ -105,16 +91,15 @@ impl Node {
         let mut reconnect = Reconnect::new(fastrand::u64(..));
         let mut leftover = Leftover::default();
         while !self.is_over() {
-            let mut phase = self.phase.clone();
             let opened = tokio::select! {
                 biased;
-                () = over(&mut phase, &self.pipeline) => break,
+                () = over(&mut self.phase, &self.pipeline) => break,
                 opened = open(&self.config, &self.address, None) => opened,
             };
             let error = match opened {
                 Ok(connection) => {
                     reconnect.handle_connected(Instant::now().into_std());
-                    let end = self.publish_over(connection, &mut phase, &mut leftover).await;
+                    let end = self.publish_over(connection, &mut leftover).await;
                     reconnect.handle_lost(Instant::now().into_std());
                     match end {
                         // The role has finished: nothing is pending.
@@ -150,7 +135,7 @@ impl Node {
             self.pipeline.set_unreachable(Some(error));
             tokio::select! {
                 biased;
-                () = over(&mut phase, &self.pipeline) => {}
+                () = over(&mut self.phase, &self.pipeline) => {}
                 () = self.dial_soon.notified() => {}
                 () = sleep(delay) => {}
             }
@@ -164,12 +149,7 @@ impl Node {
     }
 
     /// Publishes over a connection until it is lost or the producer has ended.
-    async fn publish_over(
-        &self,
-        connection: Established,
-        phase: &mut watch::Receiver<Phase>,
-        leftover: &mut Leftover,
-    ) -> Result<()> {
+    async fn publish_over(&mut self, connection: Established, leftover: &mut Leftover) -> Result<()> {
         tracing::info!(
             nsqd = %self.address, version = connection.negotiated.identify.version,
             tls = connection.negotiated.tls.is_some(), "producer connected"
@@ -185,7 +165,7 @@ impl Node {
         let mut driver = Driver::new(connection, role);
         let end = tokio::select! {
             biased;
-            () = stopping(phase) => Err(Error::new(
+            () = self.phase.stopping() => Err(Error::new(
                 ErrorKind::Shutdown, Step::Publish, "the producer was shut down before nsqd answered",
             )),
             end = &mut driver => end,
@@ -194,33 +174,23 @@ impl Node {
         if let Err(error) = &end {
             let unknown = role.connection_lost(written.written(), error);
             // Earlier losses are no matter of the end.
-            if *self.phase.borrow() != Phase::Running {
+            if self.phase.now() != Phase::Running {
                 leftover.unknown += unknown;
             }
         }
         end
     }
 
-    fn is_over(&mut self) -> bool {
-        let phase = *self.phase.borrow_and_update();
-        phase == Phase::Stopping || (phase == Phase::Draining && self.pipeline.is_finished())
-    }
-}
-
-/// Ready once what is pending is to be given up.
-async fn stopping(phase: &mut watch::Receiver<Phase>) {
-    // The sender lives as long as any handle of the producer. Without handles nobody waits for anything, but what was
-    // handed over is still to be published.
-    if phase.wait_for(|phase| *phase == Phase::Stopping).await.is_err() {
-        sleep(LINGER).await;
+    fn is_over(&self) -> bool {
+        self.phase.is_stopping(Instant::now()) || (self.phase.now() == Phase::Draining && self.pipeline.is_finished())
     }
 }
 
 /// Ready once a node without a connection has no reason to make one.
-async fn over(phase: &mut watch::Receiver<Phase>, pipeline: &Pipeline) {
+async fn over(phase: &mut PhaseWatch, pipeline: &Pipeline) {
     tokio::select! {
         biased;
-        () = stopping(phase) => {}
+        () = phase.stopping() => {}
         () = pipeline.finished() => {}
     }
 }
