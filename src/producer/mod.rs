@@ -61,7 +61,8 @@ use crate::name::Topic;
 /// ([`ErrorKind`]): *invalid* (refused here, nothing was sent), *rejected* (nsqd's error code), *not sent* (safe to
 /// retry) and *unknown* (sent and never answered: the message may be in the queue). Each publish ends within its
 /// deadline, 30 s by default ([`with_publish_timeout`](Self::with_publish_timeout)), whatever happens to the
-/// connection. While there is no connection, publishes wait for one until their deadline.
+/// connection. While there is no connection, publishes wait for one until their deadline; so do those that nsqd refuses
+/// because it is exiting, as it has not stored them.
 ///
 /// # Several nsqds
 /// Given by address ([`nsqd`](ProducerBuilder::nsqd)) or found through nsqlookupd ([`lookupd`](ProducerBuilder::lookupd)),

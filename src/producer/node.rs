@@ -206,7 +206,7 @@ struct PublishRole {
     wakers: Vec<Waker>,
     /// nsqd refused a command and acts on nothing behind it, so that can be sent again.
     refused: bool,
-    /// What is left of a refused batch, to be sent again.
+    /// What was refused for no fault of its own, to be sent again.
     apart: Vec<Entry>,
     /// Wakes the driver when a batch has lingered long enough.
     linger: Option<Pin<Box<Sleep>>>,
@@ -309,10 +309,16 @@ impl PublishRole {
     }
 }
 
-/// nsqd checks an MPUB as a whole, but then stores message by message: when its disk fails, what came before the failed
-/// message stays. An nsqd that is exiting refuses before it stores any.
-fn may_be_stored_in_part(code: ErrorCode, text: &str) -> bool {
-    code == ErrorCode::MpubFailed && !text.ends_with(" exiting")
+/// Whether nsqd refused a command because it is exiting, or the topic is being deleted: then it has stored nothing of it.
+///
+/// It looks whether it is exiting before it stores the first message of a command. Only its disk queue says the same in
+/// the middle of an MPUB, when nsqd closes it meanwhile, and nsqd has closed the connections by then.
+fn was_exiting(code: ErrorCode, text: &str) -> bool {
+    let failed_to_store = matches!(
+        code,
+        ErrorCode::PubFailed | ErrorCode::MpubFailed | ErrorCode::DpubFailed
+    );
+    failed_to_store && text.ends_with(" failed exiting")
 }
 
 impl Role for PublishRole {
@@ -373,8 +379,13 @@ impl Role for PublishRole {
         let answered = !oldest.is_empty();
         if about_one_message && self.take_apart(&refusal, text) {
             // The rest of the batch goes back to the queue when the connection has ended.
+        } else if was_exiting(code, text) {
+            // As if it had not left: it goes to the queue again, and from there to the next connection or another nsqd.
+            self.apart = self.turns.take_oldest();
         } else if answered {
-            let outcome = if may_be_stored_in_part(code, text) {
+            // nsqd checks an MPUB as a whole, but then stores message by message: when its disk fails, what came before
+            // the failed message stays.
+            let outcome = if code == ErrorCode::MpubFailed {
                 Error::new(
                     ErrorKind::Unknown,
                     Step::Publish,
