@@ -53,7 +53,7 @@ impl Pipeline {
         let mut failed = Leftover::default();
         for entry in std::mem::take(&mut state.queue) {
             if !matches!(entry.payload, Payload::Gone) {
-                let error = state.not_sent(entry.payload.step(), reason);
+                let error = state.entry_not_sent(&entry, reason);
                 if state.slots[entry.slot].may_have_arrived {
                     failed.unknown += 1;
                 } else {

@@ -150,6 +150,16 @@ impl State {
         }
     }
 
+    /// As [`not_sent`](Self::not_sent), and carries nsqd's code if the entry was in a batch that nsqd has refused: then it
+    /// must not share one with others elsewhere, either.
+    pub(super) fn entry_not_sent(&self, entry: &Entry, reason: &'static str) -> Error {
+        let error = self.not_sent(entry.step(), reason);
+        match &self.unreachable {
+            Some(refusal) if entry.alone => error.coded(refusal.code()),
+            _ => error,
+        }
+    }
+
     /// Sees to it that the keeper looks at this deadline in time.
     pub(super) fn look_at(&mut self, deadline: Instant) -> Option<Waker> {
         if self.timer.is_none_or(|timer| deadline < timer) {

@@ -160,6 +160,40 @@ async fn lesson_20_a_bad_message_fails_alone_and_takes_nobody_around_the_pool() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_the_refused_batch_is_told_apart_elsewhere() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, mut peers) = nsqds.connect(nsqds.producer(2).routing(Routing::failover())).await;
+    let (mut a, mut b) = (peers.remove(0), peers.remove(0));
+    let mut all = vec![publish(&producer, "t", "1")];
+    settle().await;
+    all.extend(["2", "bad", "3"].map(|body| publish(&producer, "t", body)));
+    settle().await;
+    for n in 4..8 {
+        all.push(publish(&producer, "t", n.to_string()));
+        if n == 5 {
+            // These two are behind the batch when it is refused; the last two still wait.
+            assert_eq!(a.command().await, Command::publish("t", "1"));
+            a.ok().await;
+            settle().await;
+        }
+    }
+    settle().await;
+    nsqds.close("a:1");
+    a.error("E_BAD_MESSAGE MPUB message too big").await;
+    drop(a);
+    for body in ["2", "bad", "3"] {
+        assert_eq!(b.command().await, Command::publish("t", body));
+    }
+    assert_eq!(b.command().await, Command::publish_many("t", ["4", "5", "6", "7"]));
+    for _ in 0..4 {
+        b.ok().await;
+    }
+    for published in all {
+        published.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn repetitions_end_with_the_budget() {
     let mut nsqds = Nsqds::start(2);
     let builder = nsqds.producer(2).routing(Routing::failover()).at_least_once(true);
