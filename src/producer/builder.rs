@@ -8,7 +8,7 @@ use super::detached::{FailureHook, PublishFailure};
 use super::lane::{Lane, LaneOptions};
 use super::linger::Linger;
 use super::pipeline::{Bounds, Haste};
-use super::pool::{Place, Policy, Pool, Routing};
+use super::pool::{Place, Policy, Pool, Routing, Source};
 use super::stats::Local;
 use super::{Lanes, Limits, Producer, Shared};
 use crate::config::{ConnectionConfig, LookupdConfig, address};
@@ -54,6 +54,7 @@ pub struct ProducerBuilder {
     linger: Duration,
     linger_messages: Option<usize>,
     on_failure: FailureHook,
+    growable: bool,
 }
 
 impl ProducerBuilder {
@@ -73,6 +74,7 @@ impl ProducerBuilder {
             linger: Duration::ZERO,
             linger_messages: None,
             on_failure: FailureHook::default(),
+            growable: false,
         }
     }
 
@@ -84,6 +86,16 @@ impl ProducerBuilder {
     /// [`Routing::failover`] only. An address given twice counts once.
     pub fn nsqd(mut self, address: impl Into<String>) -> Self {
         self.nsqds.push((address.into(), Place::default()));
+        self
+    }
+
+    /// Whether nsqds can be [added](Producer::add_nsqd) and [removed](Producer::remove_nsqd) while the producer runs,
+    /// although only one is given. Default: false. It has no effect with several nsqds, with [`lookupd`](Self::lookupd) or
+    /// with [`at_least_once`](Self::at_least_once): then they can be.
+    ///
+    /// With one nsqd for good a publish has nothing to choose, which makes it cheaper.
+    pub fn growable(mut self, on: bool) -> Self {
+        self.growable = on;
         self
     }
 
@@ -359,13 +371,13 @@ impl ProducerBuilder {
         };
         let lanes = match &nsqds[..] {
             // Nothing to choose, copy or repeat: the publish goes straight into the one pipeline.
-            [(only, _)] if nodes.is_none() && !self.policy.at_least_once => {
+            [(only, _)] if nodes.is_none() && !self.policy.at_least_once && !self.growable => {
                 Lanes::One(Lane::only(Arc::clone(only), &options))
             }
             several => {
                 let pool = Arc::new(Pool::new(self.policy, options));
                 for (address, place) in several {
-                    pool.add(address, place.clone(), true);
+                    pool.add(address, place.clone(), Source::User)?;
                 }
                 if let Some(nodes) = nodes {
                     pool.follow(nodes);

@@ -9,9 +9,9 @@ use tokio::time::{Instant, timeout};
 use super::lane::{Lane, SHUT_DOWN};
 use super::node::Leftover;
 use super::pipeline::{Detached, Hurry, Left, Payload, Span};
-use super::pool::{Pool, not_ready};
+use super::pool::{Place, Pool, Source, not_ready};
 use super::stats::{Local, ProducerStats};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::name::Topic;
 
 /// Where publishes go.
@@ -96,6 +96,24 @@ impl Lanes {
         match self {
             Self::One(lane) => vec![Arc::clone(&lane.address)],
             Self::Many(pool) => pool.lanes().iter().map(|lane| Arc::clone(&lane.address)).collect(),
+        }
+    }
+
+    pub(super) fn add_nsqd(&self, address: &Arc<str>) -> Result<bool> {
+        self.changeable()?.add(address, Place::default(), Source::User)
+    }
+
+    pub(super) fn remove_nsqd(&self, address: &str) -> Result<bool> {
+        self.changeable()?.remove_given(address)
+    }
+
+    fn changeable(&self) -> Result<&Arc<Pool>> {
+        match self {
+            Self::Many(pool) => Ok(pool),
+            Self::One(lane) => Err(Error::invalid(format!(
+                "the producer was built for nsqd {} alone: build it with growable(true) to add or remove nsqds",
+                lane.address
+            ))),
         }
     }
 

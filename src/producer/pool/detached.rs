@@ -37,8 +37,8 @@ pub(super) struct Desk {
     count: watch::Sender<usize>,
     on_failure: FailureHook,
     failures: Mutex<Failures>,
-    /// Where their tasks run: a sink may be polled outside of it.
-    runtime: Handle,
+    /// Where their tasks run, and those of nsqds: a sink may be polled outside of it.
+    pub(super) runtime: Handle,
 }
 
 impl Desk {

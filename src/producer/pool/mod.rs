@@ -31,7 +31,7 @@ use self::carry::Queue;
 use self::detached::Desk;
 use self::discovery::Following;
 use self::members::Members;
-pub(super) use self::members::{Place, not_ready};
+pub(super) use self::members::{Place, Source, not_ready};
 pub(super) use self::mirror::Copies;
 use self::retry::Budget;
 pub use self::routing::{RoutedMessage, RoutedNsqd, Router, Routing};
