@@ -172,11 +172,7 @@ impl Node {
         };
         let (role, written) = driver.into_role();
         if let Err(error) = &end {
-            let unknown = role.connection_lost(written.written(), error);
-            // Earlier losses are no matter of the end.
-            if self.phase.now() != Phase::Running {
-                leftover.unknown += unknown;
-            }
+            leftover.unknown += role.connection_lost(written.written(), error, self.phase.now());
         }
         end
     }
@@ -277,11 +273,11 @@ impl PublishRole {
         }
     }
 
-    /// Resolves or puts back what was unanswered. Returns how many publishes stay unknown.
-    fn connection_lost(mut self, written: u64, error: &Error) -> usize {
+    /// Resolves or puts back what was unanswered. Returns how many publishes the end of the producer leaves unknown.
+    fn connection_lost(mut self, written: u64, error: &Error, phase: Phase) -> usize {
         // After a fatal refusal nsqd reads no further, so nothing behind the refused command was acted on.
         let mut lost = self.turns.lost(if self.refused { 0 } else { written });
-        let unknown = lost.unknown.len();
+        let unknown = self.pipeline.left_unknown(&lost.unknown, phase);
         let (mut pings, mut publishes): (Vec<_>, Vec<_>) =
             lost.unknown.drain(..).partition(|entry| entry.step() == Step::Ping);
         for (step, entries) in [(Step::Publish, &mut publishes), (Step::Ping, &mut pings)] {

@@ -6,12 +6,29 @@ use std::task::{Poll, Waker};
 use tokio::time::Instant;
 
 use super::room::Cost;
-use super::state::Owner;
-use super::{Payload, Pipeline, Step};
+use super::state::{Owner, Slot};
+use super::{Entry, Payload, Pipeline, Step};
 use crate::error::{Error, ErrorKind};
 use crate::producer::node::Leftover;
+use crate::producer::phase::Phase;
 
 impl Pipeline {
+    /// How many of these, which were sent and not answered, are to be counted as left unknown by the producer's end.
+    ///
+    /// A pool itself counts what has an outcome already, and until it stops also what has a caller to take one: that publish
+    /// may go on elsewhere.
+    pub(in crate::producer) fn left_unknown(&self, entries: &[Entry], phase: Phase) -> usize {
+        let state = self.lock();
+        let counts = |slot: &Slot| match phase {
+            // Earlier losses are no matter of the end.
+            Phase::Running => false,
+            _ if !self.in_pool => true,
+            Phase::Draining => !slot.resolved && matches!(slot.owner, Owner::Left),
+            Phase::Stopping => !slot.resolved,
+        };
+        entries.iter().filter(|entry| counts(&state.slots[entry.slot])).count()
+    }
+
     /// Accepts no further publish; each is answered with `error`, also those that wait for room. What is pending goes
     /// on.
     pub(in crate::producer) fn close(&self, error: Error) {

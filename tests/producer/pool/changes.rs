@@ -110,3 +110,26 @@ async fn nsqds_can_be_added_outside_of_the_runtime() {
     assert!(is_new);
     nsqds.accept("b:1").await;
 }
+
+/// One whose answer never came because it was removed and died, and one whose own deadline passed meanwhile.
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_counts_each_unknown_publish_once() {
+    for removed in [true, false] {
+        let mut nsqds = Nsqds::start(2);
+        let builder = nsqds.producer(2).routing(Routing::failover());
+        let (producer, mut peers) = nsqds.connect(builder).await;
+        let hasty = producer.with_publish_timeout(2 * SECOND);
+        let published = publish(if removed { &producer } else { &hasty }, "t", "m");
+        peers[0].command().await;
+        if removed {
+            assert!(producer.remove_nsqd("a:1").unwrap());
+        }
+        let ending = producer.clone();
+        let ending = tokio::spawn(async move { ending.shutdown(5 * SECOND).await });
+        sleep(3 * SECOND).await;
+        peers.remove(0);
+        assert_eq!(published.await.unwrap().unwrap_err().kind(), ErrorKind::Unknown);
+        let report = ending.await.unwrap();
+        assert_eq!((report.unknown, report.not_sent), (1, 0), "removed: {removed}");
+    }
+}
