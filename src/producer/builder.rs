@@ -228,12 +228,17 @@ impl ProducerBuilder {
 
     /// How many messages may be pending at each nsqd, that is accepted and not resolved; past that, publishes wait. Default:
     /// 10,000. Allowed: 1 to 2^29.
+    ///
+    /// What was sent stays pending after its deadline, and when its caller has left, until nsqd answers or the connection
+    /// ends: it is kept for its answer's place in the order. An nsqd that never answers, though it sends heartbeats, is
+    /// left a few heartbeat intervals after the deadline.
     pub fn max_pending_messages(mut self, count: u32) -> Self {
         self.max_pending_messages = count;
         self
     }
 
-    /// How many bytes of bodies may be pending at each nsqd; past that, publishes wait. A message larger than this is sent alone.
+    /// How many bytes of bodies may be pending at each nsqd, counted as by
+    /// [`max_pending_messages`](Self::max_pending_messages); past that, publishes wait. A message larger than this is sent alone.
     /// Default: 64 MiB. Allowed: 1 to 2^29.
     pub fn max_pending_bytes(mut self, bytes: u32) -> Self {
         self.max_pending_bytes = bytes;
