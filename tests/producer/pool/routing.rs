@@ -204,9 +204,8 @@ async fn p2_a_router_that_panics_ends_its_own_publishes_only_and_each_is_told_so
         .on_failure(move |failure| hook.lock().unwrap().push(failure.error.clone()));
     let (producer, served) = nsqds.serve(builder).await;
     for _ in 0..5 {
-        told.lock()
-            .unwrap()
-            .push(producer.publish("bad", "m").await.unwrap_err());
+        let error = producer.publish("bad", "m").await.unwrap_err();
+        told.lock().unwrap().push(error);
         producer.enqueue("bad", "m").await.unwrap();
     }
     producer.flush(SECOND).await.unwrap();
