@@ -160,6 +160,13 @@ impl Error {
         error
     }
 
+    /// Names the code with which nsqd refused what this was a part of.
+    #[must_use]
+    pub(crate) fn coded(mut self, code: Option<ErrorCode>) -> Self {
+        self.edit().code = code;
+        self
+    }
+
     /// Names the peer. An address that is already there stays: the innermost knows best.
     #[must_use]
     pub(crate) fn at(mut self, address: &Arc<str>) -> Self {
@@ -221,7 +228,7 @@ impl Error {
         self.inner.address.as_deref()
     }
 
-    /// nsqd's error code, if nsqd refused with one.
+    /// nsqd's error code, if nsqd refused with one: this, or with [`ErrorKind::NotSent`] the batch that it was in.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         self.inner.code

@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::{Result, test_broker};
+use crate::Result;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Looks for nsqd in `$NSQD`, then in `target/brokers`, then on `$PATH`.
-pub(crate) fn find() -> Option<PathBuf> {
+/// Looks for nsqd in `$NSQD`, then in `target/brokers` under the root of the crate, then on `$PATH`.
+pub(crate) fn find(root: &Path) -> Option<PathBuf> {
     if let Some(explicit) = env::var_os("NSQD") {
         return Some(PathBuf::from(explicit));
     }
     let file = format!("nsqd{}", env::consts::EXE_SUFFIX);
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/brokers");
+    let built = root.join("target/brokers");
     let path = env::var_os("PATH").unwrap_or_default();
     std::iter::once(built)
         .chain(env::split_paths(&path))
@@ -54,13 +54,7 @@ impl Nsqd {
             .spawn()
             .map_err(|error| format!("{} does not run: {error}", binary.display()))?;
         match wait_for_addresses(&mut child, &log) {
-            Ok((tcp, http)) => Ok(Self {
-                child,
-                tcp,
-                http,
-                topics: Cell::new(0),
-                _directory: directory,
-            }),
+            Ok((tcp, http)) => Ok(Self::new(child, tcp, http, directory)),
             Err(error) => {
                 child.kill()?;
                 child.wait()?;
@@ -69,16 +63,15 @@ impl Nsqd {
         }
     }
 
-    /// The test broker, in a process of its own so that it competes with the client as nsqd does.
-    pub(crate) fn start_test_broker() -> Result<Self> {
-        let (child, tcp, http) = test_broker::spawn()?;
-        Ok(Self {
+    /// What serves as nsqd already.
+    pub(crate) fn new(child: Child, tcp: SocketAddr, http: SocketAddr, directory: TempDir) -> Self {
+        Self {
             child,
             tcp,
             http,
             topics: Cell::new(0),
-            _directory: tempfile::tempdir()?,
-        })
+            _directory: directory,
+        }
     }
 
     pub(crate) fn process(&self) -> u32 {
@@ -97,17 +90,18 @@ impl Nsqd {
 
     /// Deletes a topic with all that is queued, so that each run finds nsqd's memory empty.
     pub(crate) fn delete_topic(&self, topic: &str) -> Result<()> {
+        self.request(&format!("POST /topic/delete?topic={topic}")).map(drop)
+    }
+
+    /// What nsqd answers on its HTTP port to a method and path.
+    pub(crate) fn request(&self, request: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.http)?;
-        write!(
-            stream,
-            "POST /topic/delete?topic={topic} HTTP/1.0\r\nContent-Length: 0\r\n\r\n"
-        )?;
+        write!(stream, "{request} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        if answer.starts_with("HTTP/1.0 200") {
-            Ok(())
-        } else {
-            Err(format!("nsqd did not delete {topic}: {answer}").into())
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.starts_with("HTTP/1.0 200") => Ok(body.to_owned()),
+            _ => Err(format!("nsqd refused {request}: {answer}").into()),
         }
     }
 }

@@ -15,8 +15,10 @@ mod raw;
 mod report;
 mod span;
 mod test_broker;
+mod ways;
 
 use std::error::Error;
+use std::path::Path;
 
 use clap::Parser;
 use tokio::runtime::Runtime;
@@ -215,12 +217,12 @@ fn main() -> Result<()> {
         return test_broker::run();
     }
     let options = Options::parse();
-    let Some(nsqd) = broker::find() else {
+    let Some(nsqd) = broker::find(Path::new(env!("CARGO_MANIFEST_DIR"))) else {
         println!("skipped: nsqd not found (tests/interop/install-brokers.sh builds it)");
         return Ok(());
     };
     let nsqd = Nsqd::start(&nsqd)?;
-    let test_broker = Nsqd::start_test_broker()?;
+    let test_broker = test_broker::start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -273,25 +275,25 @@ fn measure(runtime: &Runtime, nsqd: &Nsqd, party: Party, scenario: &Scenario, me
         Work::Publish { batch, in_flight } => {
             let calls = messages / batch as u64;
             match party {
-                Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, calls, batch, in_flight),
-                _ => runtime.block_on(ours::publish(address, &topics, calls, batch, in_flight)),
+                Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, BODY, calls, batch, in_flight),
+                _ => runtime.block_on(ours::publish(address, &topics, BODY, calls, batch, in_flight)),
             }
         }
         Work::Spread { topics: count, callers } => match party {
             // To a socket that sends one PUB per message it makes no difference which topic each names.
-            Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, messages, 1, callers),
+            Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, BODY, messages, 1, callers),
             _ => {
                 topics = (0..count).map(|number| format!("{topic}-{number}")).collect();
-                runtime.block_on(ours::publish(address, &topics, messages, 1, callers))
+                runtime.block_on(ours::publish(address, &topics, BODY, messages, 1, callers))
             }
         },
         Work::Consume { max_in_flight } => {
-            raw::publish(address, &topic, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
+            raw::publish(address, &topic, BODY, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
             match party {
                 Party::Raw | Party::RawOnTestBroker => raw::consume(address, &topic, messages, max_in_flight),
                 Party::Ours => runtime.block_on(ours::consume(address, &topic, messages, max_in_flight)),
-                Party::Stream => runtime.block_on(ours::consume_stream(address, &topic, messages, max_in_flight)),
-                Party::Batches => runtime.block_on(ours::consume_batches(address, &topic, messages, max_in_flight)),
+                Party::Stream => runtime.block_on(ways::consume_stream(address, &topic, messages, max_in_flight)),
+                Party::Batches => runtime.block_on(ways::consume_batches(address, &topic, messages, max_in_flight)),
             }
         }
     };

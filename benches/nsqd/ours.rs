@@ -6,20 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_nsq::{BatchOptions, Consumer, Message, Producer, Topic};
+use async_nsq::{Consumer, Message, Producer, Topic};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::Result;
 use crate::span::{Clock, Span};
-use crate::{BODY, Result};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// So many callers that share `calls`, each awaiting one publish of `batch` messages to its topic after the other.
 pub(crate) async fn publish(
     address: SocketAddr,
     topics: &[String],
+    body: &'static [u8],
     calls: u64,
     batch: usize,
     callers: u32,
@@ -28,7 +29,7 @@ pub(crate) async fn publish(
     let topics: Vec<Topic> = topics.iter().map(Topic::new).collect::<async_nsq::Result<_>>()?;
     for topic in &topics {
         // The first creates the topic.
-        publish_batch(&producer, topic, batch).await?;
+        publish_batch(&producer, topic, body, batch).await?;
     }
     let mut tasks: JoinSet<async_nsq::Result<()>> = JoinSet::new();
     let clock = Clock::start();
@@ -36,7 +37,7 @@ pub(crate) async fn publish(
         let (producer, topic) = (producer.clone(), topic.clone());
         tasks.spawn(async move {
             for _ in 0..calls / u64::from(callers) {
-                publish_batch(&producer, &topic, batch).await?;
+                publish_batch(&producer, &topic, body, batch).await?;
             }
             Ok(())
         });
@@ -49,8 +50,8 @@ pub(crate) async fn publish(
     Ok(span)
 }
 
-async fn publish_batch(producer: &Producer, topic: &Topic, batch: usize) -> async_nsq::Result<()> {
-    let body = Bytes::from_static(BODY);
+async fn publish_batch(producer: &Producer, topic: &Topic, body: &'static [u8], batch: usize) -> async_nsq::Result<()> {
+    let body = Bytes::from_static(body);
     if batch == 1 {
         producer.publish(topic.clone(), body).await
     } else {
@@ -77,51 +78,9 @@ pub(crate) async fn consume(address: SocketAddr, topic: &str, messages: u64, max
     Ok(span)
 }
 
-/// The same with a stream, each message finished by hand.
-pub(crate) async fn consume_stream(
-    address: SocketAddr,
-    topic: &str,
-    messages: u64,
-    max_in_flight: u32,
-) -> Result<Span> {
-    let builder = Consumer::builder(topic, "bench").nsqd(address.to_string());
-    let mut stream = builder.max_in_flight(max_in_flight).stream().await?;
-    let counter = Counter::default();
-    while counter.span.get().is_none() {
-        let Some(message) = stream.next().await else { break };
-        counter.count(messages);
-        drop(message.finish());
-    }
-    let span = counter.reached().await;
-    stream.shutdown(DEADLINE).await;
-    Ok(span)
-}
-
-/// The same in batches of 100, one at a time.
-pub(crate) async fn consume_batches(
-    address: SocketAddr,
-    topic: &str,
-    messages: u64,
-    max_in_flight: u32,
-) -> Result<Span> {
-    let counter = Arc::new(Counter::default());
-    let shared = Arc::clone(&counter);
-    let consumer = Consumer::builder(topic, "bench")
-        .nsqd(address.to_string())
-        .max_in_flight(max_in_flight)
-        .concurrency(1)
-        .start_batches(BatchOptions::new(), move |batch: Vec<Message>| {
-            batch.iter().for_each(|_| shared.count(messages));
-            async { Ok::<(), Infallible>(()) }
-        })
-        .await?;
-    let span = counter.reached().await;
-    consumer.shutdown(DEADLINE).await;
-    Ok(span)
-}
-
+/// Counts messages and times them, from the first to the last.
 #[derive(Default)]
-struct Counter {
+pub(crate) struct Counter {
     handled: AtomicU64,
     clock: OnceLock<Clock>,
     span: OnceLock<Span>,
@@ -129,7 +88,8 @@ struct Counter {
 }
 
 impl Counter {
-    fn count(&self, until: u64) {
+    /// Counts one message of so many that are timed.
+    pub(crate) fn count(&self, until: u64) {
         let handled = self.handled.fetch_add(1, Ordering::Relaxed) + 1;
         if handled == 1 {
             self.clock.get_or_init(Clock::start);
@@ -140,7 +100,8 @@ impl Counter {
         }
     }
 
-    async fn reached(&self) -> Span {
+    /// Returns when the last one that `count` was to time is counted.
+    pub(crate) async fn reached(&self) -> Span {
         loop {
             if let Some(span) = self.span.get() {
                 return *span;

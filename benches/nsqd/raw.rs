@@ -7,17 +7,24 @@ use async_nsq::protocol::{self, IdentifyRequest};
 use bytes::BytesMut;
 
 use crate::span::{Clock, Span};
-use crate::{BODY, LARGE_BUFFER_FROM, Result};
+use crate::{LARGE_BUFFER_FROM, Result};
 
 const READ: usize = 64 * 1024;
 
 /// Sends so many batches, each as one command, with `in_flight` of them unanswered.
-pub(crate) fn publish(address: SocketAddr, topic: &str, calls: u64, batch: usize, in_flight: u32) -> Result<Span> {
+pub(crate) fn publish(
+    address: SocketAddr,
+    topic: &str,
+    body: &[u8],
+    calls: u64,
+    batch: usize,
+    in_flight: u32,
+) -> Result<Span> {
     let mut command = BytesMut::new();
     if batch == 1 {
-        protocol::command::publish(&mut command, topic, BODY);
+        protocol::command::publish(&mut command, topic, body);
     } else {
-        protocol::command::publish_many(&mut command, topic, vec![BODY; batch].into_iter());
+        protocol::command::publish_many(&mut command, topic, vec![body; batch].into_iter());
     }
     let mut connection = Connection::open(address, &IdentifyRequest::default())?;
     // The first creates the topic.

@@ -2,12 +2,12 @@
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use async_nsq::test_server::Nsqd;
 
 use crate::Result;
+use crate::broker;
 
 /// Set for the process that is the test broker.
 const ROLE: &str = "ASYNC_NSQ_BENCH_TEST_BROKER";
@@ -16,8 +16,8 @@ pub(crate) fn is_wanted() -> bool {
     env::var_os(ROLE).is_some()
 }
 
-/// Starts it, and learns its TCP and HTTP addresses.
-pub(crate) fn spawn() -> Result<(Child, SocketAddr, SocketAddr)> {
+/// Starts it, in a process of its own so that it competes with the client as nsqd does.
+pub(crate) fn start() -> Result<broker::Nsqd> {
     let mut child = Command::new(env::current_exe()?)
         .arg("--bench")
         .env(ROLE, "1")
@@ -28,7 +28,12 @@ pub(crate) fn spawn() -> Result<(Child, SocketAddr, SocketAddr)> {
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     let (tcp, http) = line.trim().split_once(' ').ok_or("the test broker does not serve")?;
-    Ok((child, tcp.parse()?, http.parse()?))
+    Ok(broker::Nsqd::new(
+        child,
+        tcp.parse()?,
+        http.parse()?,
+        tempfile::tempdir()?,
+    ))
 }
 
 /// Is the test broker until nobody needs it any more, which the end of its input tells.

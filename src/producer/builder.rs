@@ -7,8 +7,8 @@ use super::batch::{Encoding, MAX_BATCH_BYTES};
 use super::detached::{FailureHook, PublishFailure};
 use super::lane::{Lane, LaneOptions};
 use super::linger::Linger;
-use super::pipeline::Bounds;
-use super::pool::{Place, Policy, Pool, Routing};
+use super::pipeline::{Bounds, Haste};
+use super::pool::{Place, Policy, Pool, Routing, Source};
 use super::stats::Local;
 use super::{Lanes, Limits, Producer, Shared};
 use crate::config::{ConnectionConfig, LookupdConfig, address};
@@ -54,6 +54,7 @@ pub struct ProducerBuilder {
     pub(super) linger: Duration,
     pub(super) linger_messages: Option<usize>,
     pub(super) on_failure: FailureHook,
+    pub(super) growable: bool,
 }
 
 impl ProducerBuilder {
@@ -73,6 +74,7 @@ impl ProducerBuilder {
             linger: Duration::ZERO,
             linger_messages: None,
             on_failure: FailureHook::default(),
+            growable: false,
         }
     }
 
@@ -84,6 +86,16 @@ impl ProducerBuilder {
     /// [`Routing::failover`] only. An address given twice counts once.
     pub fn nsqd(mut self, address: impl Into<String>) -> Self {
         self.nsqds.push((address.into(), Place::default()));
+        self
+    }
+
+    /// Whether nsqds can be [added](Producer::add_nsqd) and [removed](Producer::remove_nsqd) while the producer runs,
+    /// although only one is given. Default: false. It has no effect with several nsqds, with [`lookupd`](Self::lookupd) or
+    /// with [`at_least_once`](Self::at_least_once): then they can be.
+    ///
+    /// With one nsqd for good a publish has nothing to choose, which makes it cheaper.
+    pub fn growable(mut self, on: bool) -> Self {
+        self.growable = on;
         self
     }
 
@@ -216,12 +228,17 @@ impl ProducerBuilder {
 
     /// How many messages may be pending at each nsqd, that is accepted and not resolved; past that, publishes wait. Default:
     /// 10,000. Allowed: 1 to 2^29.
+    ///
+    /// What was sent stays pending after its deadline, and when its caller has left, until nsqd answers or the connection
+    /// ends: it is kept for its answer's place in the order. An nsqd that never answers, though it sends heartbeats, is
+    /// left a few heartbeat intervals after the deadline.
     pub fn max_pending_messages(mut self, count: u32) -> Self {
         self.max_pending_messages = count;
         self
     }
 
-    /// How many bytes of bodies may be pending at each nsqd; past that, publishes wait. A message larger than this is sent alone.
+    /// How many bytes of bodies may be pending at each nsqd, counted as by
+    /// [`max_pending_messages`](Self::max_pending_messages); past that, publishes wait. A message larger than this is sent alone.
     /// Default: 64 MiB. Allowed: 1 to 2^29.
     pub fn max_pending_bytes(mut self, bytes: u32) -> Self {
         self.max_pending_bytes = bytes;
@@ -349,6 +366,7 @@ impl ProducerBuilder {
                 ping: ping_body(&self.connection),
             },
             linger: self.lingering(),
+            haste: Haste::default(),
             on_failure: self.on_failure,
             connection: self.connection,
             bounds: Bounds {
@@ -358,13 +376,13 @@ impl ProducerBuilder {
         };
         let lanes = match &nsqds[..] {
             // Nothing to choose, copy or repeat: the publish goes straight into the one pipeline.
-            [(only, _)] if nodes.is_none() && !self.policy.at_least_once => {
+            [(only, _)] if nodes.is_none() && !self.policy.at_least_once && !self.growable => {
                 Lanes::One(Lane::only(Arc::clone(only), &options))
             }
             several => {
                 let pool = Arc::new(Pool::new(self.policy, options));
                 for (address, place) in several {
-                    pool.add(address, place.clone(), true);
+                    pool.add(address, place.clone(), Source::User)?;
                 }
                 if let Some(nodes) = nodes {
                     pool.follow(nodes);

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use super::batch::Encoding;
 use super::detached::FailureHook;
 use super::linger::Linger;
-use super::node::{Leftover, Link, Node, Notices, Phase};
-use super::pipeline::{Bounds, Left, Load, Manner, Payload, Pipeline, Span};
+use super::node::{Leftover, Link, Node, Notices};
+use super::phase::{Phase, PhaseWatch};
+use super::pipeline::{Bounds, Haste, Left, Load, Manner, Payload, Pipeline, Span};
 use super::stats::ProducerNodeStats;
 use crate::config::ConnectionConfig;
 use crate::connection::Negotiated;
@@ -23,6 +24,7 @@ pub(super) struct LaneOptions {
     pub(super) encoding: Encoding,
     pub(super) bounds: Bounds,
     pub(super) linger: Option<Linger>,
+    pub(super) haste: Haste,
     pub(super) on_failure: FailureHook,
 }
 
@@ -39,7 +41,12 @@ pub(super) struct Lane {
 impl Lane {
     /// The lane of a producer that has no other: publishes wait in it while there is no connection.
     pub(super) fn only(address: Arc<str>, options: &LaneOptions) -> Self {
-        let pipeline = Pipeline::new(options.bounds, options.linger, options.on_failure.clone());
+        let pipeline = Pipeline::new(
+            options.bounds,
+            options.linger,
+            options.haste.clone(),
+            options.on_failure.clone(),
+        );
         let lane = Self::spawn(address, pipeline, options, None);
         let (failures, mut end) = (Arc::clone(&lane.pipeline), lane.link.clone());
         tokio::spawn(async move {
@@ -55,7 +62,7 @@ impl Lane {
 
     /// A lane among others. It knows of no publish that nobody waits for: the pool does that.
     pub(super) fn in_pool(address: Arc<str>, options: &LaneOptions, notices: Notices) -> Self {
-        let pipeline = Pipeline::in_pool(options.bounds, options.linger);
+        let pipeline = Pipeline::in_pool(options.bounds, options.linger, options.haste.clone());
         Self::spawn(address, pipeline, options, Some(notices))
     }
 
@@ -69,7 +76,7 @@ impl Lane {
             encoding: options.encoding.clone(),
             address: Arc::clone(&address),
             pipeline: Arc::clone(&pipeline),
-            phase: phase_seen,
+            phase: PhaseWatch::new(phase_seen),
             link,
             notices,
             dial_soon: Arc::clone(&dial_soon),

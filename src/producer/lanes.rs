@@ -8,10 +8,10 @@ use tokio::time::{Instant, timeout};
 
 use super::lane::{Lane, SHUT_DOWN};
 use super::node::Leftover;
-use super::pipeline::{Detached, Left, Payload, Span};
-use super::pool::{Pool, not_ready};
+use super::pipeline::{Detached, Hurry, Left, Payload, Span};
+use super::pool::{Place, Pool, Source, not_ready};
 use super::stats::{Local, ProducerStats};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::name::Topic;
 
 /// Where publishes go.
@@ -69,6 +69,14 @@ impl Lanes {
         }
     }
 
+    /// Ends all lingering until what is returned is dropped.
+    pub(super) fn hurry(&self) -> Hurry {
+        match self {
+            Self::One(lane) => lane.pipeline.begin_hurry(),
+            Self::Many(pool) => pool.hurry(),
+        }
+    }
+
     pub(super) async fn flush(&self, deadline: Instant) -> Result<(), Left> {
         match self {
             Self::One(lane) => lane.flush(deadline).await,
@@ -88,6 +96,24 @@ impl Lanes {
         match self {
             Self::One(lane) => vec![Arc::clone(&lane.address)],
             Self::Many(pool) => pool.lanes().iter().map(|lane| Arc::clone(&lane.address)).collect(),
+        }
+    }
+
+    pub(super) fn add_nsqd(&self, address: &Arc<str>) -> Result<bool> {
+        self.changeable()?.add(address, Place::default(), Source::User)
+    }
+
+    pub(super) fn remove_nsqd(&self, address: &str) -> Result<bool> {
+        self.changeable()?.remove_given(address)
+    }
+
+    fn changeable(&self) -> Result<&Arc<Pool>> {
+        match self {
+            Self::Many(pool) => Ok(pool),
+            Self::One(lane) => Err(Error::invalid(format!(
+                "the producer was built for nsqd {} alone: build it with growable(true) to add or remove nsqds",
+                lane.address
+            ))),
         }
     }
 

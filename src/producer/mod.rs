@@ -20,6 +20,7 @@ mod linger;
 mod node;
 mod options;
 mod parts;
+mod phase;
 mod pipeline;
 mod pool;
 mod sink;
@@ -47,6 +48,7 @@ pub use self::sink::ProducerSink;
 use self::sink::Tally;
 use self::stats::Local;
 pub use self::stats::{LatencyHistogram, ProducerNodeStats, ProducerStats};
+use crate::config::address;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
 
@@ -61,7 +63,8 @@ use crate::name::Topic;
 /// ([`ErrorKind`]): *invalid* (refused here, nothing was sent), *rejected* (nsqd's error code), *not sent* (safe to
 /// retry) and *unknown* (sent and never answered: the message may be in the queue). Each publish ends within its
 /// deadline, 30 s by default ([`with_publish_timeout`](Self::with_publish_timeout)), whatever happens to the
-/// connection. While there is no connection, publishes wait for one until their deadline.
+/// connection. While there is no connection, publishes wait for one until their deadline; so do those that nsqd refuses
+/// because it is exiting, as it has not stored them.
 ///
 /// # Several nsqds
 /// Given by address ([`nsqd`](ProducerBuilder::nsqd)) or found through nsqlookupd ([`lookupd`](ProducerBuilder::lookupd)),
@@ -361,6 +364,47 @@ impl Producer {
             shared: Arc::clone(&self.shared),
             publish_timeout: timeout,
         }
+    }
+
+    /// Publishes to the nsqd at `address` (`host:port`) as well, once it has a connection. True if that is new: an nsqd that
+    /// only nsqlookupd has announced so far is kept from now on, whatever nsqlookupd says. For all clones, and for
+    /// [`Routing::failover`] behind those that are there.
+    ///
+    /// ```
+    /// # use async_nsq::{Producer, test_server::Nsqd};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (first, second) = (Nsqd::start().await?, Nsqd::start().await?);
+    /// let producer = Producer::builder().nsqd(first.address()).growable(true).connect().await?;
+    /// // The first one is to be replaced.
+    /// producer.add_nsqd(second.address())?;
+    /// producer.remove_nsqd(first.address())?;
+    /// producer.publish("orders", "for the second").await?;
+    /// assert_eq!(second.stats().topic("orders").map(|topic| topic.message_count), Some(1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if this is no address, or if the producer was built for one nsqd only and not
+    /// [`growable`](ProducerBuilder::growable); [`ErrorKind::Shutdown`] if it has been shut down.
+    pub fn add_nsqd(&self, address: &str) -> Result<bool> {
+        let address = address::parse("nsqd", address)?;
+        self.shared.lanes.add_nsqd(&address)
+    }
+
+    /// Publishes no more to an nsqd that was given by address: what is pending there is still sent, what cannot be, goes
+    /// elsewhere, and then the connection closes. False if it was not given by address. While an nsqlookupd announces it,
+    /// it is published to all the same.
+    ///
+    /// After the last one, publishes wait for another until their deadline.
+    ///
+    /// # Errors
+    /// As [`add_nsqd`](Self::add_nsqd).
+    pub fn remove_nsqd(&self, address: &str) -> Result<bool> {
+        let address = address::parse("nsqd", address)?;
+        self.shared.lanes.remove_nsqd(&address)
     }
 
     /// The addresses of the nsqds, as configured or discovered.

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -13,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::batch::{Encoding, Turns};
 use super::bell::Bell;
+use super::phase::{Phase, PhaseWatch};
 use super::pipeline::{Entry, Pipeline, Taken};
 use crate::backoff::Reconnect;
 use crate::config::ConnectionConfig;
@@ -23,20 +23,6 @@ use crate::protocol::{self, ErrorCode, Message};
 /// How often a turn is put off for callers that were just woken. They come back within microseconds; those that do
 /// not are not waited for.
 const MOST_YIELDS: u8 = 4;
-
-/// How long a connection without any handle left may go on for publishes whose callers have gone. As long as a publish
-/// may take by default; without a limit a peer that lives but never answers would keep the task for ever.
-const LINGER: Duration = Duration::from_secs(30);
-
-/// How far a producer has been shut down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Running,
-    /// Nothing further is accepted; what is pending goes on.
-    Draining,
-    /// What is still pending is to be resolved at once.
-    Stopping,
-}
 
 /// What is known of the connection.
 #[derive(Clone, Debug)]
@@ -55,12 +41,19 @@ pub(super) struct Leftover {
     pub(super) unknown: usize,
 }
 
+impl Leftover {
+    pub(super) fn add(&mut self, other: Self) {
+        self.not_sent += other.not_sent;
+        self.unknown += other.unknown;
+    }
+}
+
 pub(super) struct Node {
     pub(super) config: ConnectionConfig,
     pub(super) encoding: Encoding,
     pub(super) address: Arc<str>,
     pub(super) pipeline: Arc<Pipeline>,
-    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) phase: PhaseWatch,
     pub(super) link: watch::Sender<Link>,
     /// What a pool is told.
     pub(super) notices: Option<Notices>,
@@ -80,13 +73,12 @@ pub(super) struct Notices {
 impl Drop for Node {
     fn drop(&mut self) {
         // Also when the task is dropped with its runtime: no caller is left waiting (P3).
-        let (not_sent, unknown) =
-            self.pipeline
-                .end(Error::new(ErrorKind::NotSent, Step::Publish, "the producer has ended"));
+        let ended = Error::new(ErrorKind::NotSent, Step::Publish, "the producer has ended");
+        let leftover = self.pipeline.end(ended);
         self.link.send_if_modified(|link| {
             let early = !matches!(link, Link::Ended(_));
             if early {
-                *link = Link::Ended(Leftover { not_sent, unknown });
+                *link = Link::Ended(leftover);
             }
             early
         });
@@ -99,16 +91,15 @@ impl Node {
         let mut reconnect = Reconnect::new(fastrand::u64(..));
         let mut leftover = Leftover::default();
         while !self.is_over() {
-            let mut phase = self.phase.clone();
             let opened = tokio::select! {
                 biased;
-                () = over(&mut phase, &self.pipeline) => break,
+                () = over(&mut self.phase, &self.pipeline) => break,
                 opened = open(&self.config, &self.address, None) => opened,
             };
             let error = match opened {
                 Ok(connection) => {
                     reconnect.handle_connected(Instant::now().into_std());
-                    let end = self.publish_over(connection, &mut phase, &mut leftover).await;
+                    let end = self.publish_over(connection, &mut leftover).await;
                     reconnect.handle_lost(Instant::now().into_std());
                     match end {
                         // The role has finished: nothing is pending.
@@ -144,25 +135,21 @@ impl Node {
             self.pipeline.set_unreachable(Some(error));
             tokio::select! {
                 biased;
-                () = over(&mut phase, &self.pipeline) => {}
+                () = over(&mut self.phase, &self.pipeline) => {}
                 () = self.dial_soon.notified() => {}
                 () = sleep(delay) => {}
             }
         }
-        leftover.not_sent = self
-            .pipeline
-            .fail_waiting("the producer was shut down before it could be sent");
+        leftover.add(
+            self.pipeline
+                .fail_waiting("the producer was shut down before it could be sent"),
+        );
         tracing::debug!(nsqd = %self.address, ?leftover, "producer ended");
         self.link.send_replace(Link::Ended(leftover));
     }
 
     /// Publishes over a connection until it is lost or the producer has ended.
-    async fn publish_over(
-        &self,
-        connection: Established,
-        phase: &mut watch::Receiver<Phase>,
-        leftover: &mut Leftover,
-    ) -> Result<()> {
+    async fn publish_over(&mut self, connection: Established, leftover: &mut Leftover) -> Result<()> {
         tracing::info!(
             nsqd = %self.address, version = connection.negotiated.identify.version,
             tls = connection.negotiated.tls.is_some(), "producer connected"
@@ -178,42 +165,28 @@ impl Node {
         let mut driver = Driver::new(connection, role);
         let end = tokio::select! {
             biased;
-            () = stopping(phase) => Err(Error::new(
+            () = self.phase.stopping() => Err(Error::new(
                 ErrorKind::Shutdown, Step::Publish, "the producer was shut down before nsqd answered",
             )),
             end = &mut driver => end,
         };
         let (role, written) = driver.into_role();
         if let Err(error) = &end {
-            let unknown = role.connection_lost(written.written(), error);
-            // Earlier losses are no matter of the end.
-            if *self.phase.borrow() != Phase::Running {
-                leftover.unknown += unknown;
-            }
+            leftover.unknown += role.connection_lost(written.written(), error, self.phase.now());
         }
         end
     }
 
-    fn is_over(&mut self) -> bool {
-        let phase = *self.phase.borrow_and_update();
-        phase == Phase::Stopping || (phase == Phase::Draining && self.pipeline.is_finished())
-    }
-}
-
-/// Ready once what is pending is to be given up.
-async fn stopping(phase: &mut watch::Receiver<Phase>) {
-    // The sender lives as long as any handle of the producer. Without handles nobody waits for anything, but what was
-    // handed over is still to be published.
-    if phase.wait_for(|phase| *phase == Phase::Stopping).await.is_err() {
-        sleep(LINGER).await;
+    fn is_over(&self) -> bool {
+        self.phase.is_stopping(Instant::now()) || (self.phase.now() == Phase::Draining && self.pipeline.is_finished())
     }
 }
 
 /// Ready once a node without a connection has no reason to make one.
-async fn over(phase: &mut watch::Receiver<Phase>, pipeline: &Pipeline) {
+async fn over(phase: &mut PhaseWatch, pipeline: &Pipeline) {
     tokio::select! {
         biased;
-        () = stopping(phase) => {}
+        () = phase.stopping() => {}
         () = pipeline.finished() => {}
     }
 }
@@ -229,7 +202,7 @@ struct PublishRole {
     wakers: Vec<Waker>,
     /// nsqd refused a command and acts on nothing behind it, so that can be sent again.
     refused: bool,
-    /// What is left of a refused batch, to be sent again.
+    /// What was refused for no fault of its own, to be sent again.
     apart: Vec<Entry>,
     /// Wakes the driver when a batch has lingered long enough.
     linger: Option<Pin<Box<Sleep>>>,
@@ -300,11 +273,11 @@ impl PublishRole {
         }
     }
 
-    /// Resolves or puts back what was unanswered. Returns how many publishes stay unknown.
-    fn connection_lost(mut self, written: u64, error: &Error) -> usize {
+    /// Resolves or puts back what was unanswered. Returns how many publishes the end of the producer leaves unknown.
+    fn connection_lost(mut self, written: u64, error: &Error, phase: Phase) -> usize {
         // After a fatal refusal nsqd reads no further, so nothing behind the refused command was acted on.
         let mut lost = self.turns.lost(if self.refused { 0 } else { written });
-        let unknown = lost.unknown.len();
+        let unknown = self.pipeline.left_unknown(&lost.unknown, phase);
         let (mut pings, mut publishes): (Vec<_>, Vec<_>) =
             lost.unknown.drain(..).partition(|entry| entry.step() == Step::Ping);
         for (step, entries) in [(Step::Publish, &mut publishes), (Step::Ping, &mut pings)] {
@@ -332,10 +305,16 @@ impl PublishRole {
     }
 }
 
-/// nsqd checks an MPUB as a whole, but then stores message by message: when its disk fails, what came before the failed
-/// message stays. An nsqd that is exiting refuses before it stores any.
-fn may_be_stored_in_part(code: ErrorCode, text: &str) -> bool {
-    code == ErrorCode::MpubFailed && !text.ends_with(" exiting")
+/// Whether nsqd refused a command because it is exiting, or the topic is being deleted: then it has stored nothing of it.
+///
+/// It looks whether it is exiting before it stores the first message of a command. Only its disk queue says the same in
+/// the middle of an MPUB, when nsqd closes it meanwhile, and nsqd has closed the connections by then.
+fn was_exiting(code: ErrorCode, text: &str) -> bool {
+    let failed_to_store = matches!(
+        code,
+        ErrorCode::PubFailed | ErrorCode::MpubFailed | ErrorCode::DpubFailed
+    );
+    failed_to_store && text.ends_with(" failed exiting")
 }
 
 impl Role for PublishRole {
@@ -396,8 +375,13 @@ impl Role for PublishRole {
         let answered = !oldest.is_empty();
         if about_one_message && self.take_apart(&refusal, text) {
             // The rest of the batch goes back to the queue when the connection has ended.
+        } else if was_exiting(code, text) {
+            // As if it had not left: it goes to the queue again, and from there to the next connection or another nsqd.
+            self.apart = self.turns.take_oldest();
         } else if answered {
-            let outcome = if may_be_stored_in_part(code, text) {
+            // nsqd checks an MPUB as a whole, but then stores message by message: when its disk fails, what came before
+            // the failed message stays.
+            let outcome = if code == ErrorCode::MpubFailed {
                 Error::new(
                     ErrorKind::Unknown,
                     Step::Publish,

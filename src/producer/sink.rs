@@ -10,13 +10,14 @@ use bytes::Bytes;
 use futures_sink::Sink;
 
 use super::Producer;
+use super::pipeline::Hurry;
 use crate::error::{Error, Result};
 use crate::name::Topic;
 
 /// A producer as a [`Sink`] of topics and bodies: see [`Producer::sink`].
 ///
 /// It is ready while there is room for another publish; many are on their way at once. A flush ends once nsqd has
-/// answered for all that went in. Of those that failed, the first is reported, with its topic: by the flush, or by
+/// answered for all that went in, which leave at once, without [lingering](crate::ProducerBuilder::linger). Of those that failed, the first is reported, with its topic: by the flush, or by
 /// `poll_ready` if that is asked earlier. After an error the sink goes on.
 ///
 /// # Drop
@@ -66,7 +67,10 @@ impl Sink<(Topic, Bytes)> for ProducerSink {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_room(cx));
-        ready!(self.tally.poll_all_resolved(cx));
+        if self.tally.poll_all_resolved(cx).is_pending() {
+            self.tally.hurry(|| self.producer.shared.lanes.hurry());
+            return Poll::Pending;
+        }
         Poll::Ready(self.tally.take_failure())
     }
 
@@ -103,6 +107,8 @@ struct State {
     /// The sink was dropped.
     gone: bool,
     waker: Option<Waker>,
+    /// While a flush waits.
+    hurry: Option<Hurry>,
 }
 
 impl Tally {
@@ -111,7 +117,10 @@ impl Tally {
     }
 
     pub(super) fn begin(&self) {
-        self.lock().unresolved += 1;
+        let mut state = self.lock();
+        state.unresolved += 1;
+        // What comes after a flush lingers again.
+        state.hurry = None;
     }
 
     /// One has its outcome. `false` if that is a failure and the sink is no longer there to report it.
@@ -119,6 +128,7 @@ impl Tally {
         let mut state = self.lock();
         state.unresolved -= 1;
         if state.unresolved == 0 {
+            state.hurry = None;
             wakers.extend(state.waker.take());
         }
         let Err(error) = outcome else { return true };
@@ -130,6 +140,19 @@ impl Tally {
             None => error.clone(),
         });
         true
+    }
+
+    /// A flush waits: `begin` ends the lingering, until all are resolved.
+    fn hurry(&self, begin: impl FnOnce() -> Hurry) {
+        if self.lock().hurry.is_some() {
+            return;
+        }
+        // Not under the lock, which is taken under that of a pipeline.
+        let hurry = begin();
+        let mut state = self.lock();
+        if state.unresolved > 0 {
+            state.hurry = Some(hurry);
+        }
     }
 
     fn take_failure(&self) -> Result<()> {

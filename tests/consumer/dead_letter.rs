@@ -126,7 +126,7 @@ async fn c8_a_dead_letter_that_is_not_confirmed_requeues_its_message_as_a_failur
             assert_eq!(dead.command().await, letter("body"));
         }
         match outcome {
-            "rejected" => dead.error("E_PUB_FAILED PUB failed exiting").await,
+            "rejected" => dead.error("E_PUB_FAILED PUB failed disk full").await,
             "unknown" => drop(dead),
             _ => {}
         }

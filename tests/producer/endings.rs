@@ -317,3 +317,28 @@ async fn p3_a_producer_without_handles_does_not_wait_for_ever() {
     peer.expect_close().await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn p3_a_producer_without_handles_ends_after_30_s_however_often_it_dials_meanwhile() {
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let mut nsqd = ScriptedNsqd::start();
+    let builder = nsqd
+        .producer()
+        .publish_timeout(3600 * SECOND)
+        .on_failure(move |failure| told.send(failure.error.kind()).unwrap());
+    let (producer, peer) = nsqd.connect_with(builder).await;
+    producer.enqueue("orders", large()).await.unwrap();
+    settle().await;
+    drop(producer);
+    let begun = Instant::now();
+    // One connection is lost later, the next is made and lost, and then there is none.
+    tokio::time::sleep(10 * SECOND).await;
+    drop(peer);
+    let peer = nsqd.accept().await;
+    tokio::time::sleep(10 * SECOND).await;
+    drop(peer);
+    let _refusing = nsqd.stop();
+    assert_eq!(hears.recv().await, Some(ErrorKind::NotSent));
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    assert_eq!(hears.recv().await, None, "the task has ended");
+}

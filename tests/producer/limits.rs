@@ -169,7 +169,7 @@ async fn p2_the_outcome_of_parts_is_the_worst_and_tells_how_much_was_confirmed()
         peer.command().await;
     }
     peer.ok().await;
-    peer.error("E_MPUB_FAILED MPUB failed exiting").await;
+    peer.error("E_UNAUTHORIZED AUTH failed for MPUB on a").await;
     drop(peer);
     let mut peer = nsqd.accept().await;
     peer.command().await;
@@ -177,7 +177,7 @@ async fn p2_the_outcome_of_parts_is_the_worst_and_tells_how_much_was_confirmed()
     let error = call.await.unwrap().unwrap_err();
     assert_eq!(
         (error.kind(), error.code()),
-        (ErrorKind::Rejected, Some(ErrorCode::MpubFailed))
+        (ErrorKind::Rejected, Some(ErrorCode::Unauthorized))
     );
     assert!(error.to_string().contains("4 of 6 messages were confirmed"), "{error}");
     assert_eq!(cause(&error).kind(), ErrorKind::Rejected);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use async_nsq::protocol::ErrorCode;
-use async_nsq::{Culprit, Error, ErrorKind, Producer, Step};
+use async_nsq::{Culprit, Error, ErrorKind, Producer, Result, Step};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::support::{Command, ScriptedNsqd, settle};
@@ -104,7 +105,7 @@ async fn p2_rejected_carries_nsqds_code() {
     let (producer, mut peer) = nsqd.connect().await;
     let published = publish(&producer, "orders", "one");
     peer.command().await;
-    peer.error("E_PUB_FAILED PUB failed exiting").await;
+    peer.error("E_PUB_FAILED PUB failed disk full").await;
     drop(peer);
     let error = published.await.unwrap().unwrap_err();
     assert_eq!(
@@ -117,26 +118,75 @@ async fn p2_rejected_carries_nsqds_code() {
     );
     assert_eq!(error.culprit(), Culprit::Peer);
     assert!(!error.is_retryable());
-    assert!(error.to_string().contains("E_PUB_FAILED PUB failed exiting"), "{error}");
+    assert!(
+        error.to_string().contains("E_PUB_FAILED PUB failed disk full"),
+        "{error}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn p2_a_batch_that_nsqd_may_have_stored_in_part_is_unknown() {
-    for (text, kind) in [
-        (
-            "E_MPUB_FAILED MPUB failed write: no space left on device",
-            ErrorKind::Unknown,
-        ),
-        ("E_MPUB_FAILED MPUB failed exiting", ErrorKind::Rejected),
-    ] {
-        let mut nsqd = ScriptedNsqd::start();
-        let (producer, mut peer) = nsqd.connect().await;
-        let published = tokio::spawn(async move { producer.publish_many("orders", ["one", "two"]).await });
-        peer.command().await;
-        peer.error(text).await;
+    let mut nsqd = ScriptedNsqd::start();
+    let (producer, mut peer) = nsqd.connect().await;
+    let published = tokio::spawn(async move { producer.publish_many("orders", ["one", "two"]).await });
+    peer.command().await;
+    peer.error("E_MPUB_FAILED MPUB failed write: no space left on device")
+        .await;
+    drop(peer);
+    assert_eq!(published.await.unwrap().unwrap_err().kind(), ErrorKind::Unknown);
+}
+
+/// Each kind of publish, the two that leave as one MPUB included.
+fn publish_all(producer: &Producer) -> Vec<JoinHandle<Result<()>>> {
+    let (many, deferred) = (producer.clone(), producer.clone());
+    vec![
+        publish(producer, "a", "1"),
+        publish(producer, "b", "2"),
+        publish(producer, "b", "3"),
+        tokio::spawn(async move { many.publish_many("c", ["4", "5"]).await }),
+        tokio::spawn(async move { deferred.publish_deferred("d", Duration::from_secs(1), "6").await }),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn p2_what_an_exiting_nsqd_refuses_was_not_stored_and_is_sent_again() {
+    let mut nsqd = ScriptedNsqd::start();
+    let (producer, mut peer) = nsqd.connect().await;
+    let all = publish_all(&producer);
+    let mut commands = Vec::new();
+    for _ in 0..4 {
+        commands.push(peer.command().await);
+    }
+    // Whatever it is that it refuses: nsqd reads no further then.
+    for code in ["PUB", "MPUB", "MPUB", "DPUB"] {
+        peer.error(&format!("E_{code}_FAILED {code} failed exiting")).await;
         drop(peer);
+        peer = nsqd.accept().await;
+        for command in &commands {
+            assert_eq!(peer.command().await, *command);
+        }
+        commands.remove(0);
+        peer.ok().await;
+    }
+    for published in all {
+        published.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p2_what_an_exiting_nsqd_refused_was_not_sent_if_there_is_no_other() {
+    let mut nsqd = ScriptedNsqd::start();
+    let builder = nsqd.producer().publish_timeout(Duration::from_secs(5));
+    let (producer, mut peer) = nsqd.connect_with(builder).await;
+    let all = publish_all(&producer);
+    peer.command().await;
+    peer.error("E_PUB_FAILED PUB failed exiting").await;
+    drop(peer);
+    let _refusing = nsqd.stop();
+    for published in all {
         let error = published.await.unwrap().unwrap_err();
-        assert_eq!(error.kind(), kind, "{text}");
+        assert_eq!((error.kind(), error.code()), (ErrorKind::NotSent, None));
+        assert!(error.is_retryable());
     }
 }
 
@@ -244,7 +294,7 @@ async fn p2_not_sent_when_the_pipeline_is_full_until_the_deadline() {
     peer.expect_nothing(Duration::from_secs(5)).await;
 }
 
-async fn assert_unknown(producer: &Producer, published: tokio::task::JoinHandle<Result<(), Error>>) -> Error {
+async fn assert_unknown(producer: &Producer, published: JoinHandle<Result<()>>) -> Error {
     let error = published.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unknown, "{error}");
     assert!(error.is_ambiguous() && !error.is_retryable());

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nsq::{ErrorKind, Topic};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, stream};
+use tokio::time::Instant;
 
 use crate::poll_once;
 use crate::support::{Command, ScriptedNsqd, settle};
@@ -152,4 +153,28 @@ fn a_sink_that_is_full_may_be_polled_outside_of_the_runtime() {
         }
         assert!(sink.poll_ready_unpin(&mut cx).is_pending());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sinks_flush_sends_off_what_lingers_and_nothing_that_comes_after() {
+    let mut nsqd = ScriptedNsqd::start();
+    let builder = nsqd.producer().linger(Duration::from_secs(20));
+    let (producer, mut peer) = nsqd.connect_with(builder).await;
+    let begun = Instant::now();
+    let mut sink = producer.sink();
+    sink.feed(item("a", "1")).await.unwrap();
+    settle().await;
+    assert_eq!(producer.stats().batches, 0, "it lingers");
+    // Also a flush that nobody waits for to the end.
+    assert!(poll_once(Box::pin(sink.flush()).as_mut()).await.is_none());
+    assert_eq!(peer.command().await, Command::publish("a", "1"));
+    sink.feed(item("a", "2")).await.unwrap();
+    settle().await;
+    assert_eq!(producer.stats().batches, 1, "the next one lingers");
+    peer.ok().await;
+    let served = tokio::spawn(async move { peer.serve().await });
+    sink.flush().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 0);
+    drop((sink, producer));
+    assert_eq!(served.await.unwrap(), [Command::publish("a", "2")]);
 }

@@ -27,7 +27,7 @@ impl Pipeline {
         let Some((generation, ticket)) = self.lock().begin_flush() else {
             return Ok(());
         };
-        self.hurry();
+        let _hurry = self.begin_hurry();
         let _waiting = Flushing { pipeline: self, ticket };
         let over = poll_fn(|cx| {
             let mut state = self.lock();
@@ -129,6 +129,7 @@ impl Generations {
     }
 
     /// Whether somebody may wait for what is unresolved.
+    #[cfg(test)]
     pub(super) fn is_divided(&self) -> bool {
         self.unresolved.len() > 1
     }

@@ -13,12 +13,14 @@
 //! gone. Answers are matched to commands, never to callers, so a caller that leaves shifts nobody's answer (P4).
 
 mod deadlines;
+mod ending;
 mod flush;
+mod haste;
 mod room;
 mod state;
 mod telling;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -28,15 +30,17 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(super) use self::flush::{Generations, Left};
+pub(super) use self::haste::{Haste, Hurry};
 use self::room::InLine;
 pub(super) use self::room::{Cost, Room};
 use self::state::{Owner, Slot, State};
 use super::detached::FailureHook;
 use super::limits::Learnt;
-use super::linger::{Departure, Linger};
+use super::linger::{Departure, Linger, Waiting};
+use super::node::Leftover;
 use super::sink::Tally;
 use super::stats::{Counts, LatencyHistogram, Traffic};
-use crate::error::{Error, ErrorKind, Result, Step};
+use crate::error::{Error, Result, Step};
 use crate::name::Topic;
 
 /// What to send.
@@ -136,6 +140,8 @@ pub(super) struct Manner {
     pub(super) stays: bool,
     /// It has waited elsewhere, so it does not linger here.
     pub(super) urgent: bool,
+    /// An earlier attempt may have arrived: what is not sent this time stays unknown in all.
+    pub(super) may_have_arrived: bool,
 }
 
 /// How full a pipeline is.
@@ -170,6 +176,7 @@ pub(super) struct Pipeline {
     /// Whether publishes can go elsewhere, so that none waits for a connection here.
     in_pool: bool,
     linger: Option<Linger>,
+    haste: Haste,
     on_failure: FailureHook,
     /// Held while the hook runs: failures are told one after the other.
     telling: Mutex<()>,
@@ -191,12 +198,13 @@ pub(super) enum Taken {
 }
 
 impl Pipeline {
-    pub(super) fn new(bounds: Bounds, linger: Option<Linger>, on_failure: FailureHook) -> Self {
+    pub(super) fn new(bounds: Bounds, linger: Option<Linger>, haste: Haste, on_failure: FailureHook) -> Self {
         Self {
             state: Mutex::default(),
             room: Room::new(bounds),
             in_pool: false,
             linger,
+            haste,
             on_failure,
             telling: Mutex::new(()),
             traffic: Traffic::default(),
@@ -205,8 +213,8 @@ impl Pipeline {
 
     /// A pipeline that keeps nothing waiting while there is no connection: whatever waits is *not sent* at once, so that
     /// it can go elsewhere.
-    pub(super) fn in_pool(bounds: Bounds, linger: Option<Linger>) -> Self {
-        let mut pipeline = Self::new(bounds, linger, FailureHook::default());
+    pub(super) fn in_pool(bounds: Bounds, linger: Option<Linger>, haste: Haste) -> Self {
+        let mut pipeline = Self::new(bounds, linger, haste, FailureHook::default());
         pipeline.in_pool = true;
         pipeline.lock().turns_away = true;
         pipeline
@@ -252,7 +260,7 @@ impl Pipeline {
             Ok(self.queue_awaited(manner, topic, payload, span, cost))
         } else {
             Err(Box::pin(async move {
-                let _in_line = self.reserve(&payload, cost, span.deadline).await?;
+                let _in_line = self.reserve(manner, &payload, cost, span.deadline).await?;
                 self.queue_awaited(manner, topic, payload, span, cost)
             }))
         };
@@ -285,15 +293,15 @@ impl Pipeline {
     pub(super) async fn detach(&self, message: Detached, span: Span) -> Result<()> {
         let payload = Payload::One(message.body);
         let cost = self.room.cost_of(&payload);
-        let _in_line = self.reserve(&payload, cost, span.deadline).await?;
+        let _in_line = self.reserve(Manner::default(), &payload, cost, span.deadline).await?;
         let owner = Owner::Nobody(message.tally);
         self.queue_reserved(Accepted::new(Some(message.topic), payload, span, owner), cost)?;
         Ok(())
     }
 
     /// Waits for room. What is returned is to be kept until the publish is in the queue.
-    async fn reserve(&self, payload: &Payload, cost: Cost, deadline: Instant) -> Result<InLine<'_>> {
-        let mut in_line = self.room.stand_in_line();
+    async fn reserve(&self, manner: Manner, payload: &Payload, cost: Cost, deadline: Instant) -> Result<InLine<'_>> {
+        let mut in_line = self.room.stand_in_line(manner.may_have_arrived);
         // A batch that lingers makes room by leaving.
         self.hurry();
         if in_line.take(cost, deadline).await {
@@ -375,6 +383,7 @@ impl Pipeline {
             referred: true,
             resolved: false,
             stays: manner.stays,
+            may_have_arrived: manner.may_have_arrived,
         });
         state.waiting_bytes += payload.size();
         state.queue.push_back(Entry {
@@ -405,23 +414,18 @@ impl Pipeline {
     /// The waker of a driver that has something to do now.
     fn driver_to_wake(&self, state: &mut State, now: Instant) -> Option<Waker> {
         if let Some(linger) = self.linger.filter(|_| state.lingers) {
-            if !linger.is_enough(&state.waiting(now)) {
+            if !linger.is_enough(&self.waiting(state, now)) {
                 return None;
             }
         }
         state.driver.take()
     }
 
-    /// Sends off a batch that lingers.
-    pub(super) fn hurry(&self) {
-        if self.linger.is_none() {
-            return;
-        }
-        let mut state = self.lock();
-        state.urgent |= state.live() > 0;
-        let driver = if state.lingers { state.driver.take() } else { None };
-        drop(state);
-        driver.into_iter().for_each(Waker::wake);
+    /// What waits, which is something.
+    fn waiting(&self, state: &State, now: Instant) -> Waiting {
+        let mut waiting = state.waiting(now);
+        waiting.urgent |= self.room.is_awaited() || self.haste.is_due();
+        waiting
     }
 
     /// Moves all waiting entries to `entries`, which is empty. With fewer than `expected` of them, nothing is moved.
@@ -441,9 +445,7 @@ impl Pipeline {
         }
         if let Some(linger) = &self.linger {
             let now = Instant::now();
-            let mut waiting = state.waiting(now);
-            waiting.urgent |= self.room.is_awaited();
-            if let Departure::At(at) = linger.departure(&waiting, now) {
+            if let Departure::At(at) = linger.departure(&self.waiting(state, now), now) {
                 state.lingers = true;
                 state.driver = Some(cx.waker().clone());
                 return Taken::Lingers(at);
@@ -577,36 +579,6 @@ impl Pipeline {
         }
     }
 
-    /// Accepts no further publish; each is answered with `error`, also those that wait for room. What is pending goes
-    /// on.
-    pub(super) fn close(&self, error: Error) {
-        let mut state = self.lock();
-        state.closed.get_or_insert(error);
-        let wakers = [state.driver.take(), state.take_ender()];
-        drop(state);
-        self.room.close();
-        wakers.into_iter().flatten().for_each(Waker::wake);
-    }
-
-    /// Whether the pipeline is closed and nothing is pending.
-    pub(super) fn is_finished(&self) -> bool {
-        self.lock().is_finished()
-    }
-
-    /// Waits until the pipeline is closed and nothing is pending, for a node that has no connection: with one, its
-    /// driver notices.
-    pub(super) async fn finished(&self) {
-        poll_fn(|cx| {
-            let mut state = self.lock();
-            if state.is_finished() {
-                return Poll::Ready(());
-            }
-            state.ender = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
     /// Tells why there is no connection, or that there is one, for the errors of those who wait meanwhile.
     ///
     /// In a pool, what waits is *not sent* with the connection, and so is what comes until there is another one.
@@ -620,63 +592,9 @@ impl Pipeline {
         }
     }
 
-    /// Resolves everything that waits as not sent. Returns how many that were.
-    pub(super) fn fail_waiting(&self, reason: &'static str) -> usize {
-        let mut wakers = Vec::new();
-        let mut cost = Cost::default();
-        let now = Instant::now();
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let mut failed = 0;
-        for entry in std::mem::take(&mut state.queue) {
-            if !matches!(entry.payload, Payload::Gone) {
-                let error = state.not_sent(entry.payload.step(), reason);
-                cost.add(state.settle(entry, || Err(error), now, &self.room, &mut wakers));
-                failed += 1;
-            }
-        }
-        state.nothing_waits();
-        drop(guard);
-        self.room.give_back(cost);
-        wakers.into_iter().for_each(Waker::wake);
-        failed
-    }
-
-    /// The node is gone: resolves everything, as nobody else will. Returns how many were not sent and how many stay
-    /// unknown.
-    pub(super) fn end(&self, error: Error) -> (usize, usize) {
-        self.close(error);
-        let not_sent = self.fail_waiting("the producer has ended");
-        let mut wakers = Vec::new();
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let unresolved: Vec<(usize, Step)> = state
-            .slots
-            .iter()
-            .filter(|(_, slot)| !slot.resolved)
-            .map(|(index, slot)| (index, slot.step))
-            .collect();
-        let mut untold = 0;
-        for (slot, step) in unresolved {
-            untold += usize::from(matches!(state.slots[slot].owner, Owner::Nobody(None)));
-            let error = Error::new(
-                ErrorKind::Unknown,
-                step,
-                "the producer has ended before nsqd answered; the message may have arrived",
-            );
-            state.resolve_sent(slot, error, &mut wakers);
-        }
-        let unknown = std::mem::take(&mut state.taken);
-        drop(guard);
-        wakers.into_iter().for_each(Waker::wake);
-        self.tell_failures();
-        if untold > 0 {
-            tracing::warn!(
-                count = untold,
-                "enqueued messages were not answered before the runtime ended"
-            );
-        }
-        (not_sent, unknown)
+    /// The publishes that wait for room. A pool has accepted them, but no queue has.
+    pub(super) fn in_line(&self) -> Leftover {
+        self.room.in_line()
     }
 
     #[cfg(test)]

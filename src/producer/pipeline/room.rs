@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Bounds, Load, Payload};
+use super::{Bounds, Leftover, Load, Payload};
 
 /// What is free of the bounds. It is taken before an entry is made and given back when its command is resolved or its
 /// place given up.
@@ -19,6 +19,8 @@ pub(in crate::producer) struct Room {
     // newcomer could take what is free while the one whose permits have just come is still to run.
     turnstile: Semaphore,
     in_line: AtomicUsize,
+    /// How many of these may have arrived with an earlier attempt.
+    doubtful: AtomicUsize,
     /// Whose timers those in line use: a sink may be polled outside of it.
     runtime: Option<Handle>,
 }
@@ -31,6 +33,7 @@ impl Room {
             bytes: Semaphore::new(bounds.bytes as usize),
             turnstile: Semaphore::new(1),
             in_line: AtomicUsize::new(0),
+            doubtful: AtomicUsize::new(0),
             runtime: Handle::try_current().ok(),
         }
     }
@@ -64,9 +67,24 @@ impl Room {
     }
 
     /// Takes a place among those who wait for room.
-    pub(in crate::producer) fn stand_in_line(&self) -> InLine<'_> {
+    pub(in crate::producer) fn stand_in_line(&self, may_have_arrived: bool) -> InLine<'_> {
         self.in_line.fetch_add(1, Ordering::Relaxed);
-        InLine { room: self, turn: None }
+        self.doubtful
+            .fetch_add(usize::from(may_have_arrived), Ordering::Relaxed);
+        InLine {
+            room: self,
+            may_have_arrived,
+            turn: None,
+        }
+    }
+
+    /// Who waits for room at about this moment, by what would become of them without.
+    pub(super) fn in_line(&self) -> Leftover {
+        let unknown = self.doubtful.load(Ordering::Relaxed);
+        Leftover {
+            not_sent: self.in_line.load(Ordering::Relaxed).saturating_sub(unknown),
+            unknown,
+        }
     }
 
     /// Whether somebody waits for room.
@@ -110,6 +128,7 @@ impl Room {
 /// A place among the callers that wait for room.
 pub(in crate::producer) struct InLine<'a> {
     room: &'a Room,
+    may_have_arrived: bool,
     turn: Option<SemaphorePermit<'a>>,
 }
 
@@ -142,6 +161,9 @@ impl Drop for InLine<'_> {
     fn drop(&mut self) {
         // Before the turn is passed on, so that whoever sees nobody in line is right.
         self.room.in_line.fetch_sub(1, Ordering::Relaxed);
+        self.room
+            .doubtful
+            .fetch_sub(usize::from(self.may_have_arrived), Ordering::Relaxed);
     }
 }
 

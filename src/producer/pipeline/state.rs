@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) resolved: bool,
     /// What waits is sent although its caller has left.
     pub(super) stays: bool,
+    /// With an earlier attempt, elsewhere or here.
+    pub(super) may_have_arrived: bool,
 }
 
 /// Whose publish it is.
@@ -148,6 +150,16 @@ impl State {
         }
     }
 
+    /// As [`not_sent`](Self::not_sent), and carries nsqd's code if the entry was in a batch that nsqd has refused: then it
+    /// must not share one with others elsewhere, either.
+    pub(super) fn entry_not_sent(&self, entry: &Entry, reason: &'static str) -> Error {
+        let error = self.not_sent(entry.step(), reason);
+        match &self.unreachable {
+            Some(refusal) if entry.alone => error.coded(refusal.code()),
+            _ => error,
+        }
+    }
+
     /// Sees to it that the keeper looks at this deadline in time.
     pub(super) fn look_at(&mut self, deadline: Instant) -> Option<Waker> {
         if self.timer.is_none_or(|timer| deadline < timer) {
@@ -163,7 +175,7 @@ impl State {
             since: self.waiting_since.unwrap_or(now),
             messages: self.live(),
             bytes: self.waiting_bytes,
-            urgent: self.urgent || self.closed.is_some() || self.generations.is_divided(),
+            urgent: self.urgent || self.closed.is_some(),
         }
     }
 

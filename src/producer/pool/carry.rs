@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::bell::Listener;
 use super::super::lane::Lane;
+use super::super::node::Leftover;
 use super::super::pipeline::{Manner, Payload, Span};
 use super::mirror::Tally;
 use super::retry::{Attempts, Next};
@@ -75,11 +76,21 @@ impl<'a> Journey<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Publishes that have not arrived anywhere.
-    pub(super) not_sent: AtomicUsize,
+    not_sent: AtomicUsize,
     /// Publishes that may have arrived with an earlier attempt.
-    pub(super) unknown: AtomicUsize,
+    unknown: AtomicUsize,
     pub(super) messages: AtomicUsize,
     pub(super) bytes: AtomicUsize,
+}
+
+impl Queue {
+    /// What becomes of them if they are given up now.
+    pub(super) fn publishes(&self) -> Leftover {
+        Leftover {
+            not_sent: self.not_sent.load(Ordering::SeqCst),
+            unknown: self.unknown.load(Ordering::SeqCst),
+        }
+    }
 }
 
 /// Counts a publish that is at no nsqd.
@@ -263,7 +274,7 @@ impl Pool {
         most: usize,
         journey: &mut Journey<'_>,
     ) -> Result<Vec<Arc<Lane>>> {
-        let found = self.choose_for(message, most, journey);
+        let found = self.choose_for(message, most, journey)?;
         if found.len() >= least {
             return Ok(found);
         }
@@ -275,7 +286,7 @@ impl Pool {
         let _waiting = Waiting::new(&self.waiting, &message.payload, &journey.attempts);
         loop {
             // Again, since a connection may have come before the subscription to it.
-            let found = self.choose_for(message, most, journey);
+            let found = self.choose_for(message, most, journey)?;
             if found.len() >= least {
                 return Ok(found);
             }
@@ -288,7 +299,7 @@ impl Pool {
         }
     }
 
-    fn choose_for(&self, message: &Outgoing, most: usize, journey: &Journey<'_>) -> Vec<Arc<Lane>> {
+    fn choose_for(&self, message: &Outgoing, most: usize, journey: &mut Journey<'_>) -> Result<Vec<Arc<Lane>>> {
         let claimed = journey.claims.map(Claims::lock);
         let claimed = claimed.as_deref().map_or(&[][..], Vec::as_slice);
         let is_ruled_out = |lane: &Arc<Lane>| {
@@ -296,7 +307,8 @@ impl Pool {
             // By address: an nsqd that was removed and added again has another lane, and still has its copy.
             was_tried || claimed.iter().any(|other| other.address == lane.address)
         };
-        self.choose(&message.facts(), most, is_ruled_out)
+        let chosen = self.choose(&message.facts(), most, is_ruled_out);
+        chosen.map_err(|error| journey.attempts.give_up(error))
     }
 
     /// Waits for a connection, or until `pause` is over.

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::watch;
 
 use super::super::detached::{FailureHook, PublishFailure};
 use super::super::lane::SHUT_DOWN;
@@ -19,19 +19,26 @@ use super::{Inside, Pool};
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
 
+/// Failures that are to be told, and whether somebody is telling them.
+///
+/// Both are behind one lock, so that whoever finds the turn taken knows that his failure will be seen.
+#[derive(Default)]
+struct Failures {
+    waiting: VecDeque<(PublishFailure, Seat)>,
+    /// Failures are told one after the other.
+    being_told: bool,
+}
+
 /// What a pool has to do with publishes that nobody waits for.
-#[derive(Debug)]
 pub(super) struct Desk {
     /// Bounds them, with the failures that are still to be told.
     pub(super) room: Room,
     /// How many there are.
     count: watch::Sender<usize>,
     on_failure: FailureHook,
-    failed: Mutex<VecDeque<PublishFailure>>,
-    /// Held while the hook runs: failures are told one after the other.
-    telling: AsyncMutex<()>,
-    /// Where their tasks run: a sink may be polled outside of it.
-    runtime: Handle,
+    failures: Mutex<Failures>,
+    /// Where their tasks run, and those of nsqds: a sink may be polled outside of it.
+    pub(super) runtime: Handle,
 }
 
 impl Desk {
@@ -40,8 +47,7 @@ impl Desk {
             room: Room::new(bounds),
             count: watch::Sender::new(0),
             on_failure,
-            failed: Mutex::default(),
-            telling: AsyncMutex::default(),
+            failures: Mutex::default(),
             runtime: Handle::current(),
         }
     }
@@ -53,24 +59,22 @@ impl Desk {
         let _none = count.wait_for(|count| *count == 0).await;
     }
 
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How many failures are still to be told.
     pub(super) fn untold(&self) -> usize {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.failures().waiting.len()
     }
 
-    fn is_to_tell(&self, failure: PublishFailure) {
-        self.failed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(failure);
-    }
-
-    /// Tells the hook of all failures; to be called with the turn to do so.
+    /// Tells the hook of all failures, unless somebody does so already.
     fn tell(&self) {
+        if mem::replace(&mut self.failures().being_told, true) {
+            return;
+        }
         let (mut unheard, mut last) = (0u64, None);
-        loop {
-            let next = self.failed.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(failure) = next else { break };
+        while let Some((failure, _seat)) = self.next_failure() {
             if !self.on_failure.call(&failure) {
                 unheard += 1;
                 last = Some(failure);
@@ -80,68 +84,75 @@ impl Desk {
             tracing::warn!(count = unheard, %topic, error = &error as &dyn StdError, "enqueued messages were not published");
         }
     }
+
+    /// The next failure to be told; with the last of them goes the turn to do so.
+    fn next_failure(&self) -> Option<(PublishFailure, Seat)> {
+        let mut failures = self.failures();
+        let next = failures.waiting.pop_front();
+        failures.being_told = next.is_some();
+        next
+    }
 }
 
-/// A publish that nobody waits for, from when it is accepted until its failure is told.
-struct Underway {
+/// The place of a publish that nobody waits for, from when it is accepted until its failure is told.
+struct Seat {
     inside: Inside<Arc<Pool>>,
-    /// Until it has its outcome.
-    message: Option<(Topic, Bytes)>,
-    tally: Option<Arc<Tally>>,
     cost: Cost,
 }
 
-impl Underway {
-    async fn end(mut self, outcome: Result<()>) {
-        if self.resolve(outcome) {
-            return;
-        }
+impl Drop for Seat {
+    fn drop(&mut self) {
         let desk = &self.inside.pool.detached;
-        // Whoever had the turn before may have told this failure, too.
-        let _turn = desk.telling.lock().await;
-        desk.tell();
+        desk.room.give_back(mem::take(&mut self.cost));
+        desk.count.send_modify(|count| *count -= 1);
     }
+}
 
-    /// `false` if that is a failure to be told.
-    fn resolve(&mut self, outcome: Result<()>) -> bool {
-        let Some((topic, body)) = self.message.take() else {
-            return true;
+/// A publish that nobody waits for and that has no outcome yet.
+struct Underway(Option<Unresolved>);
+
+struct Unresolved {
+    topic: Topic,
+    body: Bytes,
+    tally: Option<Arc<Tally>>,
+    seat: Seat,
+}
+
+impl Underway {
+    fn resolve(&mut self, outcome: Result<()>) {
+        let Some(Unresolved {
+            topic,
+            body,
+            tally,
+            seat,
+        }) = self.0.take()
+        else {
+            return;
         };
-        self.inside.count(&outcome, 1);
+        seat.inside.count(&outcome, 1);
         let mut wakers = Vec::new();
-        let told = match &self.tally {
+        let told = match &tally {
             Some(tally) => tally.resolve(Some(&topic), &outcome, &mut wakers),
             None => outcome.is_ok(),
         };
         wakers.into_iter().for_each(Waker::wake);
-        match outcome {
-            Err(error) if !told => {
-                let failure = PublishFailure { topic, body, error };
-                self.inside.pool.detached.is_to_tell(failure);
-                false
-            }
-            _ => true,
+        if let (Err(error), false) = (outcome, told) {
+            let pool = Arc::clone(&seat.inside.pool);
+            let failure = PublishFailure { topic, body, error };
+            pool.detached.failures().waiting.push_back((failure, seat));
+            pool.detached.tell();
         }
     }
 }
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        // Only when its task is dropped with the runtime.
-        let ended = Error::new(
+        // It has none only if its task was dropped with the runtime.
+        self.resolve(Err(Error::new(
             ErrorKind::Unknown,
             Step::Publish,
             "the runtime has ended before nsqd answered; the message may have arrived",
-        );
-        let told = self.resolve(Err(ended));
-        let desk = &self.inside.pool.detached;
-        if !told {
-            if let Ok(_turn) = desk.telling.try_lock() {
-                desk.tell();
-            }
-        }
-        desk.room.give_back(mem::take(&mut self.cost));
-        desk.count.send_modify(|count| *count -= 1);
+        )));
     }
 }
 
@@ -163,7 +174,7 @@ impl Pool {
     /// Takes a message that nobody waits for as soon as there is room.
     pub(in crate::producer) async fn detach(self: &Arc<Self>, message: Detached, span: Span) -> Result<()> {
         let cost = self.cost_of(&message);
-        let mut in_line = self.detached.room.stand_in_line();
+        let mut in_line = self.detached.room.stand_in_line(false);
         // Batches that linger make room by leaving.
         self.all_lanes().iter().for_each(|lane| lane.pipeline.hurry());
         if in_line.take(cost, span.deadline).await {
@@ -200,12 +211,12 @@ impl Pool {
             }
         };
         self.detached.count.send_modify(|count| *count += 1);
-        let underway = Underway {
-            inside,
-            message: Some((topic.clone(), body.clone())),
+        let mut underway = Underway(Some(Unresolved {
+            topic: topic.clone(),
+            body: body.clone(),
             tally,
-            cost,
-        };
+            seat: Seat { inside, cost },
+        }));
         let pool = Arc::clone(self);
         let mut publish = Box::pin(async move { pool.carry_all(topic, Payload::One(body), span).await });
         let _timers = self.detached.runtime.enter();
@@ -216,7 +227,7 @@ impl Pool {
                 Poll::Ready(outcome) => outcome,
                 Poll::Pending => publish.await,
             };
-            underway.end(outcome).await;
+            underway.resolve(outcome);
         });
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::{Place, Pool};
+use super::{Place, Pool, Source};
 use crate::discovery::{LookupdFacts, Node, NodeWatch};
 use crate::error::Error;
 
@@ -49,10 +49,12 @@ impl Pool {
                 };
                 let Some(pool) = Weak::upgrade(&pool) else { return };
                 for node in &changes.removed {
-                    pool.remove(&node.address);
+                    pool.remove(&node.address, Source::Lookupd);
                 }
                 for node in changes.added.iter().chain(&changes.anew) {
-                    pool.add(&node.address, place_of(node), false);
+                    if pool.add(&node.address, place_of(node), Source::Lookupd).is_err() {
+                        return;
+                    }
                 }
                 for node in &changes.anew {
                     pool.dial_soon(&node.address);

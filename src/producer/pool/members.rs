@@ -1,10 +1,10 @@
 //! The nsqds of a pool: they come, go, and have a connection or not.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use std::time::Duration;
 
-use super::super::lane::Lane;
+use super::super::lane::{Lane, SHUT_DOWN};
 use super::super::stats::{Past, ProducerStats};
 use super::routing::{RoutedMessage, RoutedNsqd};
 use super::{Counts, Pool};
@@ -31,8 +31,17 @@ pub(super) struct Members {
 struct Member {
     lane: Arc<Lane>,
     place: Place,
-    /// Given by address: it stays, whatever nsqlookupd says.
-    pinned: bool,
+    /// Told of by the user. It stays as long as any source tells of it.
+    given: bool,
+    /// Told of by an nsqlookupd.
+    announced: bool,
+}
+
+/// Who tells of an nsqd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::producer) enum Source {
+    User,
+    Lookupd,
 }
 
 impl Members {
@@ -49,6 +58,22 @@ impl Members {
 }
 
 impl Member {
+    fn new(lane: Arc<Lane>) -> Self {
+        Self {
+            lane,
+            place: Place::default(),
+            given: false,
+            announced: false,
+        }
+    }
+
+    fn told_by(&mut self, source: Source) -> &mut bool {
+        match source {
+            Source::User => &mut self.given,
+            Source::Lookupd => &mut self.announced,
+        }
+    }
+
     fn facts(&self) -> RoutedNsqd<'_> {
         let load = self.lane.load();
         let mut facts = RoutedNsqd::new(&self.lane.address);
@@ -131,66 +156,95 @@ impl Pool {
 
     /// Keeps of the removed nsqds only those that have something pending.
     pub(super) fn forget_ended(&self) {
-        self.members
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .forget_ended();
+        self.members().forget_ended();
     }
 
-    /// Adds an nsqd and begins to connect to it. One that is there already stays, in its newly told place.
-    pub(in crate::producer) fn add(&self, address: &Arc<str>, place: Place, pinned: bool) {
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+    fn members(&self) -> RwLockWriteGuard<'_, Members> {
+        self.members.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an nsqd and begins to connect to it. One that is there already stays, in its newly told place. Returns whether
+    /// this source has not told of it before.
+    pub(in crate::producer) fn add(&self, address: &Arc<str>, place: Place, source: Source) -> Result<bool> {
+        let mut members = self.members();
         // Asked under the lock: whoever closes the gate looks at the members after that.
-        if self.gate.closed.load(Ordering::SeqCst) {
-            return;
-        }
+        self.check_open()?;
         let mut present = members.present.to_vec();
-        if let Some(known) = present.iter_mut().find(|member| member.lane.address == *address) {
-            known.pinned |= pinned;
-            if place != Place::default() {
-                known.place = place;
-            }
-        } else {
-            let lane = Lane::in_pool(Arc::clone(address), &self.options, self.notices.clone());
-            let lane = Arc::new(lane);
-            present.push(Member { lane, place, pinned });
+        let known = present.iter().position(|member| member.lane.address == *address);
+        let known = known.unwrap_or_else(|| {
+            present.push(Member::new(self.new_lane(address)));
+            present.len() - 1
+        });
+        let member = &mut present[known];
+        let is_new = !std::mem::replace(member.told_by(source), true);
+        if place != Place::default() {
+            member.place = place;
         }
         members.present = present.into();
         members.forget_ended();
+        Ok(is_new)
     }
 
-    /// Removes an nsqd that was not given by address. What is pending there is still sent; what cannot be, goes elsewhere.
-    pub(in crate::producer) fn remove(&self, address: &str) {
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        let (gone, present): (Vec<_>, Vec<_>) = members
-            .present
-            .iter()
-            .cloned()
-            .partition(|member| !member.pinned && *member.lane.address == *address);
+    fn new_lane(&self, address: &Arc<str>) -> Arc<Lane> {
+        let _tasks = self.detached.runtime.enter();
+        let lane = Lane::in_pool(Arc::clone(address), &self.options, self.notices.clone());
+        Arc::new(lane)
+    }
+
+    /// As [`remove`](Self::remove), for the user.
+    pub(in crate::producer) fn remove_given(&self, address: &str) -> Result<bool> {
+        self.check_open()?;
+        Ok(self.remove(address, Source::User))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::new(ErrorKind::Shutdown, Step::Configure, SHUT_DOWN));
+        }
+        Ok(())
+    }
+
+    /// This source tells of an nsqd no more. Without any it is removed: what is pending there is still sent; what cannot
+    /// be, goes elsewhere. Returns whether the source had told of it.
+    pub(in crate::producer) fn remove(&self, address: &str, source: Source) -> bool {
+        let mut members = self.members();
+        let mut present = members.present.to_vec();
+        let Some(index) = present.iter().position(|member| *member.lane.address == *address) else {
+            return false;
+        };
+        let member = &mut present[index];
+        let was_told = std::mem::take(member.told_by(source));
+        let gone = (!member.given && !member.announced).then(|| Arc::clone(&member.lane));
+        if let Some(lane) = &gone {
+            present.remove(index);
+            members.leaving.push(Arc::clone(lane));
+        }
         members.present = present.into();
         members.forget_ended();
-        for member in gone {
-            member.lane.drain("the nsqd is not announced any more");
-            members.leaving.push(member.lane);
+        drop(members);
+        if let Some(lane) = gone {
+            // Not under the lock, since it wakes those who wait there.
+            lane.drain("the nsqd has been removed");
         }
+        was_told
     }
 
-    /// Up to `most` nsqds with a connection for a message, the best first.
+    /// Up to `most` nsqds with a connection for a message, the best first. *Not sent* if the router panics.
     pub(super) fn choose(
         &self,
         message: &RoutedMessage<'_>,
         most: usize,
         is_ruled_out: impl Fn(&Arc<Lane>) -> bool,
-    ) -> Vec<Arc<Lane>> {
+    ) -> Result<Vec<Arc<Lane>>> {
         let present = self.present();
         let free: Vec<&Member> = present
             .iter()
             .filter(|member| member.lane.is_connected() && !is_ruled_out(&member.lane))
             .collect();
         let facts: Vec<RoutedNsqd<'_>> = free.iter().map(|member| member.facts()).collect();
-        let order = self.policy.routing.order(message, &facts);
+        let order = self.policy.routing.order(message, &facts)?;
         let chosen = order.into_iter().take(most);
-        chosen.map(|nsqd| Arc::clone(&free[nsqd].lane)).collect()
+        Ok(chosen.map(|nsqd| Arc::clone(&free[nsqd].lane)).collect())
     }
 
     /// Waits until one of the nsqds has a connection, or all that are known after one round of discovery have failed once.

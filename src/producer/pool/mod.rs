@@ -19,7 +19,7 @@ use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -31,14 +31,14 @@ use self::carry::Queue;
 use self::detached::Desk;
 use self::discovery::Following;
 use self::members::Members;
-pub(super) use self::members::{Place, not_ready};
+pub(super) use self::members::{Place, Source, not_ready};
 pub(super) use self::mirror::Copies;
 use self::retry::Budget;
 pub use self::routing::{RoutedMessage, RoutedNsqd, Router, Routing};
 use super::ends_at;
 use super::lane::{Lane, LaneOptions, SHUT_DOWN};
 use super::node::{Leftover, Notices};
-use super::pipeline::Left;
+use super::pipeline::{Hurry, Left};
 use crate::error::{Error, ErrorKind, Result, Step};
 
 /// How a pool chooses, copies and repeats.
@@ -82,6 +82,8 @@ struct Gate {
     inside: AtomicUsize,
     closed: AtomicBool,
     stopping: AtomicBool,
+    /// Nothing lingers any more once it is closed.
+    hurry: OnceLock<Hurry>,
 }
 
 /// A publish under way.
@@ -152,10 +154,18 @@ impl Pool {
         }
     }
 
+    /// Ends all lingering until what is returned is dropped.
+    pub(super) fn hurry(&self) -> Hurry {
+        let hurry = self.options.haste.begin();
+        self.all_lanes().iter().for_each(|lane| lane.pipeline.hurry());
+        hurry
+    }
+
     /// Accepts nothing more. The lanes end once the last publish under way has its outcome.
     fn close(&self) {
         self.gate.closed.store(true, Ordering::SeqCst);
         self.stop_following();
+        self.gate.hurry.get_or_init(|| self.hurry());
         self.detached.room.close();
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
             self.drain();
@@ -180,8 +190,9 @@ impl Pool {
                 return leftover;
             }
         }
-        let not_sent = self.waiting.not_sent.load(Ordering::SeqCst);
-        self.books.stop(self.waiting.unknown.load(Ordering::SeqCst));
+        let mut between = self.waiting.publishes();
+        lanes.iter().for_each(|lane| between.add(lane.pipeline.in_line()));
+        self.books.stop(between.unknown);
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -189,7 +200,7 @@ impl Pool {
         }
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
-        leftover.not_sent += not_sent;
+        leftover.not_sent += between.not_sent;
         leftover.unknown += self.books.unknown_at_end();
         // Not those with a caller: it may never look.
         self.detached.all_ended().await;
@@ -198,7 +209,8 @@ impl Pool {
 
     /// Waits until every publish that has begun before has ended, with its copies, and its failure is told.
     pub(super) async fn flush(&self, deadline: Instant) -> Result<(), Left> {
-        // At the same time, so that no batch lingers while it is waited for.
+        // Also for those that come to an nsqd only now.
+        let _hurry = self.hurry();
         let (lanes, books) = (self.flush_lanes(deadline), self.books.flush(deadline));
         let (mut left, unresolved) = tokio::join!(lanes, books);
         if unresolved.is_ok() && left.is_none() && self.policy.copies.count > 1 {
@@ -253,9 +265,7 @@ impl Pool {
 async fn all_ended(lanes: &[Arc<Lane>]) -> Leftover {
     let mut all = Leftover::default();
     for lane in lanes {
-        let leftover = lane.ended().await;
-        all.not_sent += leftover.not_sent;
-        all.unknown += leftover.unknown;
+        all.add(lane.ended().await);
     }
     all
 }

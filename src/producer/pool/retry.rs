@@ -55,13 +55,14 @@ impl Attempts {
         }
     }
 
-    /// Whether the next attempt may share a command with other publishes. After a refusal of what a connection carried
-    /// it may not: the guilty message is still among them, and would have the next nsqd refuse all of them again.
+    /// How to make the next attempt. What was in a refused batch shares no command with other publishes any more: the guilty
+    /// message is still among them, and would have the next nsqd refuse all of them again.
     pub(super) fn manner(&self, stays: bool) -> Manner {
         Manner {
             alone: self.alone,
             stays,
             urgent: self.pauses > 0 || self.last.is_some() || self.unknown.is_some(),
+            may_have_arrived: self.may_have_arrived(),
         }
     }
 
@@ -77,7 +78,7 @@ impl Attempts {
         };
         match error.kind() {
             ErrorKind::NotSent if !left.is_zero() => {
-                self.alone |= comes_from_a_refusal(&error);
+                self.alone |= was_in_a_refused_batch(&error);
                 self.last = Some(error);
                 Next::Elsewhere
             }
@@ -126,10 +127,8 @@ impl Attempts {
     }
 }
 
-/// Whether nsqd closed the connection over a message, which may have been this one.
-fn comes_from_a_refusal(error: &Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<Error>());
-    cause.is_some_and(|cause| matches!(cause.code(), Some(ErrorCode::BadMessage | ErrorCode::BadBody)))
+fn was_in_a_refused_batch(error: &Error) -> bool {
+    matches!(error.code(), Some(ErrorCode::BadMessage | ErrorCode::BadBody))
 }
 
 /// How many publishes may be repeated: a tenth of them, and some in advance, so that an outage is not answered with twice
@@ -231,12 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn what_followed_a_refused_message_goes_on_alone() {
+    fn what_was_in_a_refused_batch_goes_on_alone() {
         let refusal = Error::rejected(Step::Publish, "E_BAD_MESSAGE MPUB message too big");
-        let error = Error::new(ErrorKind::NotSent, Step::Publish, "lost").because(refusal);
+        let code = refusal.code();
+        let behind = Error::new(ErrorKind::NotSent, Step::Publish, "lost").because(refusal);
         let mut attempts = Attempts::new(false);
+        attempts.handle_outcome(Err(behind.clone()), LEFT, &empty(), 0.5);
         assert!(!attempts.manner(false).alone);
-        attempts.handle_outcome(Err(error), LEFT, &empty(), 0.5);
+        attempts.handle_outcome(Err(behind.coded(code)), LEFT, &empty(), 0.5);
         assert!(attempts.manner(false).alone);
     }
 

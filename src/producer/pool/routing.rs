@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::Topic;
+use crate::panics::caught;
 
 /// How a producer with several nsqds chooses among those that have a connection.
 ///
@@ -99,7 +101,8 @@ pub trait Router: Send + Sync + 'static {
     /// One that is left out does not get the message; if all are, the publish waits for another connection. A position
     /// that does not exist or comes twice is ignored.
     ///
-    /// It is called in the publishing task, once per attempt, and should be quick.
+    /// It is called in the publishing task, once per attempt, and should be quick. A panic in it is caught: the publish
+    /// ends as *not sent*, or as *unknown* if an earlier attempt may have arrived, and tells what the panic said.
     fn order(&self, message: &RoutedMessage<'_>, nsqds: &[RoutedNsqd<'_>]) -> Vec<usize>;
 }
 
@@ -161,15 +164,18 @@ impl Routing {
         }
     }
 
-    /// The router's order, with what it must not say left out.
-    pub(super) fn order(&self, message: &RoutedMessage<'_>, nsqds: &[RoutedNsqd<'_>]) -> Vec<usize> {
+    /// The router's order, with what it must not say left out. *Not sent* if it panics.
+    pub(super) fn order(&self, message: &RoutedMessage<'_>, nsqds: &[RoutedNsqd<'_>]) -> Result<Vec<usize>> {
         if nsqds.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let mut order = self.router.order(message, nsqds);
+        let mut order = caught(|| self.router.order(message, nsqds)).map_err(|said| {
+            let text = format!("the router that was to choose the nsqd panicked: {said}");
+            Error::new(ErrorKind::NotSent, Step::Publish, text)
+        })?;
         let mut seen = vec![false; nsqds.len()];
         order.retain(|nsqd| seen.get_mut(*nsqd).is_some_and(|seen| !std::mem::replace(seen, true)));
-        order
+        Ok(order)
     }
 }
 
@@ -307,7 +313,7 @@ mod tests {
 
     fn order(routing: &Routing, nsqds: &[RoutedNsqd<'_>], body: &[u8]) -> Vec<usize> {
         let topic = Topic::new("a").unwrap();
-        routing.order(&RoutedMessage::new(&topic, body), nsqds)
+        routing.order(&RoutedMessage::new(&topic, body), nsqds).unwrap()
     }
 
     fn key(_: &Topic, body: &[u8]) -> u64 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nsq::{ErrorKind, Producer, Routing, Topic};
 use bytes::Bytes;
 use futures_util::SinkExt;
+use tokio::time::Instant;
 
 use super::{Nsqds, SECOND, Served};
 use crate::support::{Command, settle};
@@ -179,6 +180,58 @@ async fn a_flush_sends_off_what_lingers_at_each_nsqd() {
     producer.flush(Duration::from_millis(10)).await.unwrap();
     assert_eq!((served[0].count(), served[1].count()), (2, 2));
     assert_eq!(producer.stats().batches, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_hurries_what_first_waits_for_a_connection() {
+    let mut nsqds = Nsqds::start(0);
+    let builder = nsqds.producer(2).linger(20 * SECOND).publish_timeout(60 * SECOND);
+    let producer = builder.connect_lazily().unwrap();
+    let published = publish(&producer, "t", "1");
+    producer.enqueue("t", "2").await.unwrap();
+    settle().await;
+    let flushing = producer.clone();
+    let flush = tokio::spawn(async move { flushing.flush(5 * SECOND).await });
+    settle().await;
+    nsqds.open("a:1");
+    let served = Served::new(nsqds.accept("a:1").await);
+    flush.await.unwrap().unwrap();
+    published.await.unwrap().unwrap();
+    assert_eq!(served.count(), 2);
+    // With the flush that ends.
+    let begun = Instant::now();
+    producer.publish("t", "3").await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sinks_flush_sends_off_what_lingers_at_each_nsqd() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, served) = nsqds.serve(nsqds.producer(2).linger(20 * SECOND)).await;
+    let begun = Instant::now();
+    let mut sink = producer.sink();
+    for n in 0..4 {
+        let item = (Topic::new("t").unwrap(), Bytes::from(n.to_string()));
+        sink.feed(item).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(producer.stats().batches, 0, "they linger");
+    sink.flush().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 0);
+    assert_eq!((served[0].count(), served[1].count()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn p3_a_shutdown_sends_off_what_lingers_at_each_nsqd() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, served) = nsqds.serve(nsqds.producer(2).linger(20 * SECOND)).await;
+    let published = publish(&producer, "t", "1");
+    producer.enqueue("t", "2").await.unwrap();
+    settle().await;
+    assert_eq!(served[0].count() + served[1].count(), 0);
+    assert!(producer.shutdown(SECOND).await.is_clean());
+    published.await.unwrap().unwrap();
+    assert_eq!((served[0].count(), served[1].count()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! How a pool begins and ends, and callers that leave.
 
-use async_nsq::{ErrorKind, Routing};
+use async_nsq::{ErrorKind, RoutedMessage, RoutedNsqd, Router, Routing};
 use tokio::time::Instant;
 
 use super::{NAMES, Nsqds, SECOND, Served};
@@ -255,4 +255,48 @@ async fn a_second_shutdown_reports_what_the_first_one_left() {
     settle().await;
     assert_eq!(producer.shutdown(SECOND).await.unknown, 1);
     assert_eq!(patient.await.unwrap().unknown, 1);
+}
+
+/// A repetition that waits at an nsqd, in its queue or for room there, and next to it a publish that was never sent.
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_counts_a_repetition_that_waits_at_an_nsqd_as_unknown() {
+    /// Each where its first letter says, as long as that is there.
+    struct ByName;
+    impl Router for ByName {
+        fn order(&self, message: &RoutedMessage<'_>, nsqds: &[RoutedNsqd<'_>]) -> Vec<usize> {
+            let mut order: Vec<usize> = (0..nsqds.len()).collect();
+            order.sort_by_key(|nsqd| nsqds[*nsqd].address.as_bytes()[0] != message.body[0]);
+            order
+        }
+    }
+    for room in [10, 3, 2] {
+        let mut nsqds = Nsqds::start(2);
+        let builder = nsqds
+            .producer(2)
+            .at_least_once(true)
+            .routing(Routing::custom(ByName))
+            .max_pending_messages(room);
+        let (producer, mut peers) = nsqds.connect(builder).await;
+        let mut all = Vec::new();
+        // As much as may be unanswered at the second.
+        for body in ["b1", "b2"] {
+            all.push(publish(&producer, "t", body));
+            settle().await;
+        }
+        all.push(publish(&producer, "t", "a"));
+        peers[0].command().await;
+        nsqds.close("a:1");
+        peers.remove(0);
+        tokio::time::sleep(SECOND).await;
+        all.push(publish(&producer, "t", "b3"));
+        settle().await;
+        let report = producer.shutdown(std::time::Duration::ZERO).await;
+        let mut kinds = Vec::new();
+        for published in all {
+            kinds.push(published.await.unwrap().unwrap_err().kind());
+        }
+        let unknown = ErrorKind::Unknown;
+        assert_eq!(kinds, [unknown, unknown, unknown, ErrorKind::NotSent]);
+        assert_eq!((report.unknown, report.not_sent), (3, 1), "room for {room}");
+    }
 }

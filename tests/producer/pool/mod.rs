@@ -1,5 +1,6 @@
 //! Several nsqds behind one producer: who gets a message, and what happens when one of them dies.
 
+mod changes;
 mod copies;
 mod detached;
 mod discovery;

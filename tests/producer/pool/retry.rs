@@ -103,6 +103,28 @@ async fn what_nsqd_rejects_is_never_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p2_what_an_exiting_nsqd_refuses_goes_elsewhere_at_once() {
+    let mut nsqds = Nsqds::start(2);
+    let builder = nsqds.producer(2).routing(Routing::failover());
+    let (producer, mut peers) = nsqds.connect(builder).await;
+    let second = Served::new(peers.remove(1));
+    let mut all: Vec<_> = ["1", "2"].map(|body| publish(&producer, "t", body)).into();
+    peers[0].command().await;
+    all.push(publish(&producer, "t", "3"));
+    settle().await;
+    let begun = Instant::now();
+    nsqds.close("a:1");
+    peers[0].error("E_MPUB_FAILED MPUB failed exiting").await;
+    drop(peers);
+    for published in all {
+        published.await.unwrap().unwrap();
+    }
+    assert_eq!((begun.elapsed().as_millis(), second.count()), (0, 3));
+    let stats = producer.stats();
+    assert_eq!((stats.ok, stats.rejected, stats.rerouted), (3, 0, 3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn lesson_20_a_bad_message_fails_alone_and_takes_nobody_around_the_pool() {
     let mut nsqds = Nsqds::start(2);
     let (producer, mut peers) = nsqds.connect(nsqds.producer(2).routing(Routing::failover())).await;
@@ -135,6 +157,40 @@ async fn lesson_20_a_bad_message_fails_alone_and_takes_nobody_around_the_pool() 
     }
     let again: Vec<String> = served.iter().flat_map(Served::take).collect();
     assert_eq!(again, ["4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_refused_batch_is_told_apart_elsewhere() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, mut peers) = nsqds.connect(nsqds.producer(2).routing(Routing::failover())).await;
+    let (mut a, mut b) = (peers.remove(0), peers.remove(0));
+    let mut all = vec![publish(&producer, "t", "1")];
+    settle().await;
+    all.extend(["2", "bad", "3"].map(|body| publish(&producer, "t", body)));
+    settle().await;
+    for n in 4..8 {
+        all.push(publish(&producer, "t", n.to_string()));
+        if n == 5 {
+            // These two are behind the batch when it is refused; the last two still wait.
+            assert_eq!(a.command().await, Command::publish("t", "1"));
+            a.ok().await;
+            settle().await;
+        }
+    }
+    settle().await;
+    nsqds.close("a:1");
+    a.error("E_BAD_MESSAGE MPUB message too big").await;
+    drop(a);
+    for body in ["2", "bad", "3"] {
+        assert_eq!(b.command().await, Command::publish("t", body));
+    }
+    assert_eq!(b.command().await, Command::publish_many("t", ["4", "5", "6", "7"]));
+    for _ in 0..4 {
+        b.ok().await;
+    }
+    for published in all {
+        published.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

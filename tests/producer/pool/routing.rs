@@ -1,6 +1,6 @@
 //! Which nsqd gets a message.
 
-use async_nsq::{RoutedMessage, RoutedNsqd, Router, Routing};
+use async_nsq::{ErrorKind, RoutedMessage, RoutedNsqd, Router, Routing};
 
 use super::{NAMES, Nsqds, SECOND, Served};
 use crate::publish;
@@ -184,12 +184,12 @@ async fn a_router_of_ones_own_chooses_and_may_leave_out() {
     nsqds.close("b:1");
     served[1].kill().await;
     let error = producer.publish("t", "m").await.unwrap_err();
-    assert_eq!(error.kind(), async_nsq::ErrorKind::NotSent);
+    assert_eq!(error.kind(), ErrorKind::NotSent);
     assert_eq!(counts(&served), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_router_that_panics_ends_its_own_publishes_only() {
+async fn p2_a_router_that_panics_ends_its_own_publishes_only_and_each_is_told_so() {
     let mut nsqds = Nsqds::start(2);
     let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let hook = std::sync::Arc::clone(&told);
@@ -201,19 +201,57 @@ async fn a_router_that_panics_ends_its_own_publishes_only() {
         }))
         .copies(2)
         .max_pending_messages(2)
-        .on_failure(move |failure| hook.lock().unwrap().push(failure.error.kind()));
+        .on_failure(move |failure| hook.lock().unwrap().push(failure.error.clone()));
     let (producer, served) = nsqds.serve(builder).await;
     for _ in 0..5 {
-        publish(&producer, "bad", "m").await.unwrap_err();
-        let enqueues = producer.clone();
-        let enqueued = tokio::spawn(async move { enqueues.enqueue("bad", "m").await });
-        assert!(enqueued.await.unwrap_err().is_panic());
+        let error = producer.publish("bad", "m").await.unwrap_err();
+        told.lock().unwrap().push(error);
+        producer.enqueue("bad", "m").await.unwrap();
     }
-    assert_eq!(told.lock().unwrap().len(), 5);
+    producer.flush(SECOND).await.unwrap();
+    assert_eq!(told.lock().unwrap().len(), 10);
+    for error in told.lock().unwrap().iter() {
+        assert_eq!(error.kind(), ErrorKind::NotSent);
+        let text = error.to_string();
+        assert!(text.contains("router") && text.contains("as the test says"), "{text}");
+    }
     producer.enqueue("t", "m").await.unwrap();
     producer.flush(SECOND).await.unwrap();
     assert!(served.iter().all(|nsqd| nsqd.take() == ["m"]));
     let stats = producer.stats();
-    assert_eq!((stats.pending_messages, stats.pending_bytes), (0, 0));
+    assert_eq!(
+        (stats.not_sent, stats.pending_messages, stats.pending_bytes),
+        (10, 0, 0)
+    );
     assert!(producer.shutdown(SECOND).await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn p2_a_router_that_panics_later_does_not_take_back_that_the_message_may_have_arrived() {
+    let mut nsqds = Nsqds::start(2);
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let router = move |_: &_, _: &[u8]| {
+        let call = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(call, 0, "as the test says");
+        1
+    };
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hook = std::sync::Arc::clone(&told);
+    let builder = nsqds
+        .producer(2)
+        .routing(Routing::by_key(router))
+        .at_least_once(true)
+        .on_failure(move |failure| hook.lock().unwrap().push(failure.error.clone()));
+    let (producer, peers) = nsqds.connect(builder).await;
+    producer.enqueue("t", "m").await.unwrap();
+    settle().await;
+    drop(peers);
+    let _again = Served::new(nsqds.accept("a:1").await);
+    producer.flush(SECOND).await.unwrap();
+    let error = told.lock().unwrap().pop().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unknown);
+    assert!(
+        crate::cause(&error).to_string().contains("as the test says"),
+        "{error:?}"
+    );
 }

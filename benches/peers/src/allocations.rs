@@ -1,0 +1,60 @@
+//! Counts the calls of the allocator, when told to.
+//!
+//! The crates that do this always count, and shared counters on every call would slow down just those clients that
+//! allocate for each message. Here a measurement of time pays one load of a flag that never changes.
+#![expect(unsafe_code, reason = "there is no other way to see the allocator's calls")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The system's allocator, counted.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static ON: AtomicBool = AtomicBool::new(false);
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts from now on.
+pub(crate) fn count() {
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// The calls so far that asked for memory: new memory, or more or less of what there is.
+pub(crate) fn counted() -> u64 {
+    CALLS.load(Ordering::Relaxed)
+}
+
+fn called() {
+    if ON.load(Ordering::Relaxed) {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: each method passes its arguments to the same method of the system's allocator and returns what that returns,
+// so the system's allocator keeps the contract. Counting neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        called();
+        // SAFETY: the caller keeps this method's contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        called();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        called();
+        // SAFETY: as above; `block` came from the system's allocator, as every block does.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+}

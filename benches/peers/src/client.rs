@@ -1,0 +1,166 @@
+//! The clients, and how each is started for one measurement.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+
+use crate::job::{Job, Work};
+use crate::span::Span;
+use crate::{Result, allocations, ours, raw, system_calls, tokio_peer};
+
+/// Who is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Client {
+    /// A blocking socket and a loop that does nothing but the protocol's bytes.
+    Raw,
+    /// This crate.
+    Ours,
+    /// nsqio/go-nsq.
+    GoNsq,
+    /// tokio-nsq, as it is.
+    TokioNsq,
+    /// tokio-nsq, flushing every millisecond instead of every 250.
+    TokioNsqTuned,
+}
+
+impl Client {
+    pub(crate) const ALL: &[Self] = &[Self::Raw, Self::Ours, Self::GoNsq, Self::TokioNsq, Self::TokioNsqTuned];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Ours => "async-nsq",
+            Self::GoNsq => "go-nsq",
+            Self::TokioNsq => "tokio-nsq",
+            Self::TokioNsqTuned => "tokio-nsq, 1 ms",
+        }
+    }
+
+    /// Whether its allocations can be counted: it runs in a program with our allocator.
+    pub(crate) fn is_rust(self) -> bool {
+        self != Self::GoNsq
+    }
+
+    /// Measures it in a process of its own, so that all that the process uses is the client's.
+    pub(crate) fn measure(self, job: &Job, go: &Path) -> Result<Span> {
+        self.run(self.command(job, go, false)?)
+    }
+
+    /// Does the same once more with everything counted that would disturb the clocks: what it says of time is wrong.
+    pub(crate) fn count(self, job: &Job, go: &Path) -> Result<Counts> {
+        let (command, counter) = system_calls::count(&self.command(job, go, true)?)?;
+        let span = self.run(command)?;
+        let per_message = |count: u64| count as f64 / span.messages as f64;
+        Ok(Counts {
+            allocations: self.is_rust().then_some(per_message(span.allocations)),
+            system_calls: counter.read().map(per_message),
+        })
+    }
+
+    fn command(self, job: &Job, go: &Path, counted: bool) -> Result<Command> {
+        let job = serde_json::to_string(job)?;
+        let mut command = if self.is_rust() {
+            let mut command = Command::new(env::current_exe()?);
+            command.args(["client", self.to_possible_value().ok_or("no such client")?.get_name()]);
+            command.args(counted.then_some("--count-allocations"));
+            command
+        } else {
+            Command::new(go)
+        };
+        command.arg(job);
+        Ok(command)
+    }
+
+    fn run(self, mut command: Command) -> Result<Span> {
+        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        if !output.status.success() {
+            return Err(format!("{} failed: {}", self.name(), output.status).into());
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is counted per message, in a run that is not timed. `None` where it cannot be counted.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) allocations: Option<f64>,
+    pub(crate) system_calls: Option<f64>,
+}
+
+/// Is a client written in Rust, for one measurement.
+pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<Span> {
+    if count_allocations {
+        allocations::count();
+    }
+    // The clients want a body that lives for ever, and so does this one.
+    let body: &'static [u8] = vec![b'x'; job.body].leak();
+    let topic = job.topics.first().ok_or("a job without a topic")?;
+    match (client, job.work) {
+        (Client::Raw, Work::Publish { batch, in_flight }) => {
+            raw::publish(job.nsqd, topic, body, job.messages / batch as u64, batch, in_flight)
+        }
+        (Client::Raw, Work::Consume { max_in_flight }) => raw::consume(job.nsqd, topic, job.messages, max_in_flight),
+        (Client::Ours, _) => runtime()?.block_on(be_ours(job, body)),
+        (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, body, None)),
+        (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, body, Some(Duration::from_millis(1)))),
+        (Client::GoNsq, _) => Err("go-nsq is a program of its own".into()),
+    }
+}
+
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
+}
+
+async fn be_ours(job: &Job, body: &'static [u8]) -> Result<Span> {
+    match job.work {
+        Work::Publish { batch, in_flight } => {
+            ours::publish(
+                job.nsqd,
+                &job.topics,
+                body,
+                job.messages / batch as u64,
+                batch,
+                in_flight,
+            )
+            .await
+        }
+        Work::Consume { max_in_flight } => ours::consume(job.nsqd, &job.topics[0], job.messages, max_in_flight).await,
+    }
+}
+
+/// Builds the Go program, and returns where it is. Go itself knows whether anything has changed.
+pub(crate) fn build_go(root: &Path) -> Result<PathBuf> {
+    let directory = root.join("target/peers");
+    fs::create_dir_all(&directory)?;
+    let program = directory.join("go-nsq");
+    let status = Command::new("go")
+        .args(["build", "-mod=readonly", "-trimpath", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(root.join("benches/peers/go"))
+        .env("GOWORK", "off")
+        .env("CGO_ENABLED", "0")
+        .status()
+        .map_err(|error| format!("go does not run: {error}"))?;
+    if status.success() {
+        Ok(program)
+    } else {
+        Err("the Go program does not build".into())
+    }
+}

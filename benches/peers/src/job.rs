@@ -1,0 +1,27 @@
+//! One measurement, as it is handed to the process that does it.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What is to be done, and with which nsqd. The Go program reads the same fields.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Job {
+    pub(crate) nsqd: SocketAddr,
+    /// The callers are spread over these. A consumer takes from the first.
+    pub(crate) topics: Vec<String>,
+    /// How many are timed.
+    pub(crate) messages: u64,
+    /// The length of each message's body.
+    pub(crate) body: usize,
+    pub(crate) work: Work,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Work {
+    /// Publishing batches, so many at once. A batch of one is a plain PUB.
+    Publish { batch: usize, in_flight: u32 },
+    /// Consuming what is queued.
+    Consume { max_in_flight: u32 },
+}

@@ -1,0 +1,167 @@
+//! The crate next to other NSQ clients, on a real nsqd. `README.md` beside `Cargo.toml` says how to run and to read it.
+
+mod allocations;
+// Shared with the benchmark that needs no other client.
+#[expect(dead_code, reason = "only that one measures brokers")]
+#[path = "../../nsqd/broker.rs"]
+mod broker;
+mod client;
+mod job;
+mod machine;
+#[path = "../../nsqd/ours.rs"]
+mod ours;
+#[path = "../../nsqd/raw.rs"]
+mod raw;
+mod report;
+mod rows;
+mod span;
+mod stage;
+mod system_calls;
+mod tokio_peer;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+use broker::Nsqd;
+use client::Client;
+use job::Job;
+use machine::Machine;
+use report::{Measured, Report, Runs};
+use rows::{ROWS, Row};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// `max_in_flight` from which the consumer asks nsqd for a large output buffer, which the raw rows then ask for too.
+const LARGE_BUFFER_FROM: u32 = 301;
+
+/// Measures async-nsq next to other NSQ clients on a real nsqd.
+#[derive(Parser)]
+struct Options {
+    /// 3 rounds.
+    #[arg(long)]
+    quick: bool,
+    /// How often each row is measured; the table shows medians.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Only rows whose name contains one of these words.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Only these clients.
+    #[arg(long, value_delimiter = ',')]
+    clients: Vec<Client>,
+    /// Where the table and the JSON are written, relative to the root of the crate.
+    #[arg(long, default_value = "target/peers")]
+    output: PathBuf,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Is a client, for one measurement.
+    #[command(hide = true)]
+    Client {
+        client: Client,
+        /// As JSON.
+        job: String,
+        #[arg(long)]
+        count_allocations: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if let Some(Role::Client {
+        client,
+        job,
+        count_allocations,
+    }) = options.role
+    {
+        let job: Job = serde_json::from_str(&job)?;
+        let span = client::be(client, &job, count_allocations)?;
+        println!("{}", serde_json::to_string(&span)?);
+        return Ok(());
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+    let Some(program) = broker::find(&root) else {
+        return Err("nsqd not found: tests/interop/install-brokers.sh builds it into target/brokers".into());
+    };
+    machine::put_first();
+    let bench = Bench {
+        nsqd: Nsqd::start(&program)?,
+        go: client::build_go(&root)?,
+        clients: chosen(&options.clients),
+        rounds: if options.quick { 3 } else { options.rounds },
+    };
+    let report = Report {
+        machine: Machine::describe(&program),
+        rounds: bench.rounds,
+        rows: bench.rows(&options.rows)?,
+    };
+    let table = report.markdown();
+    println!("{table}");
+    let directory = root.join(&options.output);
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join("peers.md"), &table)?;
+    fs::write(
+        directory.join("peers.json"),
+        serde_json::to_string_pretty(&report)? + "\n",
+    )?;
+    Ok(())
+}
+
+fn chosen(clients: &[Client]) -> Vec<Client> {
+    let all = Client::ALL.iter().copied();
+    all.filter(|client| clients.is_empty() || clients.contains(client))
+        .collect()
+}
+
+/// What all measurements share.
+struct Bench {
+    nsqd: Nsqd,
+    go: PathBuf,
+    clients: Vec<Client>,
+    rounds: usize,
+}
+
+impl Bench {
+    fn rows(&self, words: &[String]) -> Result<Vec<Measured>> {
+        let wanted = |row: &&Row| words.is_empty() || words.iter().any(|word| row.name.contains(word));
+        ROWS.iter().filter(wanted).map(|row| self.row(row)).collect()
+    }
+
+    fn row(&self, row: &Row) -> Result<Measured> {
+        eprintln!("{}", row.name);
+        let mut spans = vec![Vec::new(); self.clients.len()];
+        for round in 0..self.rounds {
+            // By turns who goes first, so that nobody always finds another's leavings.
+            for turn in 0..self.clients.len() {
+                let index = (turn + round) % self.clients.len();
+                let client = self.clients[index];
+                spans[index].push(self.once(row, client, |job| client.measure(job, &self.go))?);
+            }
+        }
+        let clients = self.clients.iter().zip(spans).map(|(client, spans)| {
+            Ok(Runs {
+                client: *client,
+                spans,
+                counts: self.once(row, *client, |job| client.count(job, &self.go))?,
+            })
+        });
+        Ok(Measured {
+            name: row.name,
+            clients: clients.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Measures one client once, on topics of its own.
+    fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
+        let job = stage::set(&self.nsqd, row, client)?;
+        let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
+        stage::strike(&self.nsqd, &job)?;
+        Ok(measured)
+    }
+}

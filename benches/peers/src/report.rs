@@ -1,0 +1,155 @@
+//! The table, and the same as JSON.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::client::{Client, Counts};
+use crate::machine::Machine;
+use crate::span::Span;
+
+/// All that was measured.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    pub(crate) rounds: usize,
+    pub(crate) rows: Vec<Measured>,
+}
+
+/// A row with its clients, in the order of the table.
+#[derive(Serialize)]
+pub(crate) struct Measured {
+    pub(crate) name: &'static str,
+    pub(crate) clients: Vec<Runs>,
+}
+
+/// One client's rounds. Those of all clients of a row were run by turns: the same index is the same round.
+#[derive(Serialize)]
+pub(crate) struct Runs {
+    pub(crate) client: Client,
+    pub(crate) spans: Vec<Span>,
+    pub(crate) counts: Counts,
+}
+
+impl Span {
+    fn rate(&self) -> f64 {
+        self.messages as f64 / self.seconds
+    }
+
+    /// Microseconds of processor time per message.
+    fn cpu(&self) -> f64 {
+        self.cpu_seconds * 1e6 / self.messages as f64
+    }
+}
+
+impl Report {
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::from(
+            "| row | client | msg/s | least to most | CPU us/msg | system calls/msg | allocations/msg | \
+             context switches/msg | peak MB |",
+        );
+        let columns = self.others();
+        for other in &columns {
+            _ = write!(text, " vs {other}: msg/s, CPU |");
+        }
+        text += "\n|---|---|";
+        text += &"---:|".repeat(7 + columns.len());
+        for row in &self.rows {
+            for runs in &row.clients {
+                _ = write!(text, "\n| {} | {} |{}", row.name, runs.client, runs.cells());
+                for other in &columns {
+                    let other = row.clients.iter().find(|runs| runs.client == *other);
+                    let cell = other.filter(|other| other.client != runs.client);
+                    text += &cell.map_or_else(|| " |".into(), |other| versus(runs, other));
+                }
+            }
+        }
+        _ = write!(
+            text,
+            "\n\nMedians of {} rounds. {}\n",
+            self.rounds,
+            self.machine.lines()
+        );
+        text
+    }
+
+    /// Everybody that the clients are compared with.
+    fn others(&self) -> Vec<Client> {
+        let measured = |client: &Client| {
+            let mut all = self.rows.iter().flat_map(|row| &row.clients);
+            all.any(|runs| runs.client == *client)
+        };
+        let all = Client::ALL.iter().copied();
+        all.filter(|client| *client != Client::Ours).filter(measured).collect()
+    }
+}
+
+impl Runs {
+    fn cells(&self) -> String {
+        let rates = sorted(self.spans.iter().map(Span::rate));
+        let optional = |value: Option<f64>| value.map_or_else(|| "n/a".into(), significant);
+        let switches = |span: &Span| span.switches as f64 / span.messages as f64;
+        format!(
+            " {} | {} to {} | {} | {} | {} | {} | {:.1} |",
+            thousands(middle(&rates)),
+            thousands(rates.first().copied().unwrap_or(f64::NAN)),
+            thousands(rates.last().copied().unwrap_or(f64::NAN)),
+            significant(self.median(Span::cpu)),
+            optional(self.counts.system_calls),
+            optional(self.counts.allocations),
+            significant(self.median(switches)),
+            self.median(|span| span.peak_kib as f64 / 1024.0),
+        )
+    }
+
+    fn median(&self, value: impl Fn(&Span) -> f64) -> f64 {
+        middle(&sorted(self.spans.iter().map(value)))
+    }
+}
+
+/// The medians of the ratios within each round: both sides of a round met the machine in the same mood.
+fn versus(runs: &Runs, other: &Runs) -> String {
+    let ratio = |value: fn(&Span) -> f64| {
+        let pairs = runs.spans.iter().zip(&other.spans);
+        middle(&sorted(pairs.map(|(one, other)| value(one) / value(other))))
+    };
+    format!(
+        " {}, {} |",
+        significant(ratio(Span::rate)),
+        significant(ratio(Span::cpu))
+    )
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// With three digits or so.
+fn significant(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        size if size < 0.001 => format!("{value:.5}"),
+        size if size < 0.1 => format!("{value:.4}"),
+        size if size < 10.0 => format!("{value:.2}"),
+        size if size < 100.0 => format!("{value:.1}"),
+        _ => thousands(value),
+    }
+}
+
+fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,83 @@
+//! What a measurement finds at nsqd, and what is left of it afterwards.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::broker::Nsqd;
+use crate::client::Client;
+use crate::job::{Job, Work};
+use crate::rows::Row;
+use crate::{Result, raw};
+
+/// The messages of each MPUB that fills a topic to be consumed from.
+const FILL: u64 = 100;
+
+/// Messages that are queued and not timed. Without them the last ones timed would sit in nsqd's output buffer until its
+/// timer fires.
+const SURPLUS: u64 = 6000;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Topics of its own for one measurement. The job says which.
+pub(crate) fn set(nsqd: &Nsqd, row: &Row, client: Client) -> Result<Job> {
+    // To a socket that sends one PUB per message it makes no difference which topic each names.
+    let topics = if client == Client::Raw { 1 } else { row.topics };
+    let job = Job {
+        nsqd: nsqd.tcp_address(),
+        topics: (0..topics).map(|_| nsqd.new_topic()).collect(),
+        messages: row.messages(client),
+        body: row.body,
+        work: row.work,
+    };
+    if let Work::Consume { .. } = job.work {
+        fill(nsqd, &job)?;
+    }
+    Ok(job)
+}
+
+/// Deletes the topics with all that is queued, so that each measurement finds nsqd's memory empty.
+pub(crate) fn strike(nsqd: &Nsqd, job: &Job) -> Result<()> {
+    job.topics.iter().try_for_each(|topic| nsqd.delete_topic(topic))
+}
+
+/// Queues messages in the channel. It is there before them: nsqd would otherwise carry them over from the topic while
+/// the consumer is timed.
+fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
+    let topic = &job.topics[0];
+    nsqd.request(&format!("POST /topic/create?topic={topic}"))?;
+    nsqd.request(&format!("POST /channel/create?topic={topic}&channel=bench"))?;
+    let batches = (job.messages + SURPLUS) / FILL;
+    raw::publish(
+        nsqd.tcp_address(),
+        topic,
+        &vec![b'x'; job.body],
+        batches,
+        FILL as usize,
+        8,
+    )?;
+    let deadline = Instant::now() + DEADLINE;
+    while queued_in_topic(nsqd, topic)? > 0 {
+        if Instant::now() > deadline {
+            return Err("nsqd does not carry the messages to the channel".into());
+        }
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Stats {
+    topics: Vec<Topic>,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    depth: u64,
+}
+
+fn queued_in_topic(nsqd: &Nsqd, topic: &str) -> Result<u64> {
+    let stats: Stats = serde_json::from_str(&nsqd.request(&format!("GET /stats?format=json&topic={topic}"))?)?;
+    Ok(stats.topics.iter().map(|topic| topic.depth).sum())
+}

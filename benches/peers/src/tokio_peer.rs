@@ -1,0 +1,92 @@
+//! tokio-nsq.
+//!
+//! Its producer is one handle that nobody can share: "so many callers" are here so many publishes that wait for their
+//! acknowledgement. It writes when 8 KB have gathered or its timer fires.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_nsq::{
+    NSQChannel, NSQConfigShared, NSQConsumerConfig, NSQConsumerConfigSources, NSQEvent, NSQProducer, NSQProducerConfig,
+    NSQTopic,
+};
+
+use crate::Result;
+use crate::job::{Job, Work};
+use crate::span::{Clock, Span};
+
+/// Does the job, with the timer's interval if it is not the default.
+pub(crate) async fn be(job: &Job, body: &[u8], flush_interval: Option<Duration>) -> Result<Span> {
+    let shared = NSQConfigShared::new();
+    let shared = match flush_interval {
+        Some(interval) => shared.set_flush_interval(interval),
+        None => shared,
+    };
+    match job.work {
+        Work::Publish { batch, in_flight } => publish(job, shared, body, batch, in_flight).await,
+        Work::Consume { max_in_flight } => consume(job, shared, max_in_flight).await,
+    }
+}
+
+async fn publish(job: &Job, shared: NSQConfigShared, body: &[u8], batch: usize, in_flight: u32) -> Result<Span> {
+    let mut producer = NSQProducerConfig::new(job.nsqd.to_string()).set_shared(shared).build();
+    match producer.consume().await {
+        Some(NSQEvent::Healthy()) => {}
+        other => return Err(format!("no connection but {other:?}").into()),
+    }
+    let topics = job.topics.iter().map(|topic| NSQTopic::new(topic).ok_or("not a topic"));
+    let topics: Vec<Arc<NSQTopic>> = topics.collect::<std::result::Result<_, _>>()?;
+    for topic in &topics {
+        // The first creates the topic.
+        send(&mut producer, topic, body, batch).await?;
+        acknowledged(&mut producer).await?;
+    }
+    let calls = job.messages / batch as u64;
+    let mut topics = topics.iter().cycle();
+    let clock = Clock::start();
+    let (mut sent, mut answered) = (0, 0);
+    while answered < calls {
+        while sent < calls && sent - answered < u64::from(in_flight) {
+            send(&mut producer, topics.next().ok_or("no topic")?, body, batch).await?;
+            sent += 1;
+        }
+        acknowledged(&mut producer).await?;
+        answered += 1;
+    }
+    Ok(clock.stop(calls * batch as u64))
+}
+
+async fn send(producer: &mut NSQProducer, topic: &Arc<NSQTopic>, body: &[u8], batch: usize) -> Result<()> {
+    let sent = if batch == 1 {
+        producer.publish(topic, body.to_vec()).await
+    } else {
+        producer.publish_multiple(topic, vec![body.to_vec(); batch]).await
+    };
+    sent.map_err(|error| error.to_string().into())
+}
+
+async fn acknowledged(producer: &mut NSQProducer) -> Result<()> {
+    match producer.consume().await {
+        Some(NSQEvent::Ok()) => Ok(()),
+        other => Err(format!("no acknowledgement but {other:?}").into()),
+    }
+}
+
+/// Takes messages and finishes them. The clock runs from the first message on.
+async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Result<Span> {
+    let topic = NSQTopic::new(&job.topics[0]).ok_or("not a topic")?;
+    let channel = NSQChannel::new("bench").ok_or("not a channel")?;
+    let mut consumer = NSQConsumerConfig::new(topic, channel)
+        .set_sources(NSQConsumerConfigSources::Daemons(vec![job.nsqd.to_string()]))
+        .set_max_in_flight(max_in_flight)
+        .set_shared(shared)
+        .build();
+    let mut clock = None;
+    for _ in 0..job.messages {
+        let message = consumer.consume_filtered().await.ok_or("no more messages")?;
+        clock.get_or_insert_with(Clock::start);
+        message.finish().await;
+    }
+    let clock = clock.ok_or("nothing to consume")?;
+    Ok(clock.stop(job.messages))
+}
