@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use turmoil::Result;
 
-use crate::hosts::{LookupdHost, NsqdHost, NsqdOrder, Orders, connection, lock};
+use crate::hosts::{Brokers, NsqdOrder, Orders, connection, lock};
 use crate::journal::Journal;
 use crate::plan::{
     CONSUMERS, Deed, LOOKUPDS, MSG_TIMEOUT, NSQDS, Plan, body, consumer_name, deed, lookupd_name, nsqd_name,
@@ -43,11 +43,10 @@ pub struct Ending {
 #[derive(Default)]
 pub struct Cluster {
     pub journal: Arc<Journal>,
-    pub nsqds: [NsqdHost; NSQDS],
+    pub brokers: Arc<Brokers>,
     pub consumers: [Mutex<Option<Arc<Consumer>>>; CONSUMERS],
     pub consumer_orders: [Orders<ConsumerOrder>; CONSUMERS],
     pub consumer_sockets: [Arc<Sockets>; CONSUMERS],
-    pub lookupds: [LookupdHost; LOOKUPDS],
     /// Crashes that are about to come.
     pub consumer_crashes: [Notify; CONSUMERS],
     pub endings: [Mutex<Option<Ending>>; CONSUMERS],
@@ -100,7 +99,7 @@ pub async fn run_nsqd(cluster: Arc<Cluster>, n: usize) -> Result {
             cluster.journal.lock().excuse(n);
         }
     };
-    cluster.nsqds[n].run(builder, &nsqd_name(n), told).await
+    cluster.brokers.nsqds[n].run(builder, &nsqd_name(n), told).await
 }
 
 /// Publishes to all nsqds until told to end.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use turmoil::Result;
 use turmoil::net::{TcpListener, TcpStream};
 
-use crate::plan::{HEARTBEAT, LOOKUPDS, lookupd_name};
+use crate::plan::{HEARTBEAT, LOOKUPDS, NSQDS, lookupd_name};
 use crate::wire::{Simulated, Sockets};
 
 /// Orders for a host, which come from outside of its runtime.
@@ -61,6 +61,13 @@ pub enum NsqdOrder {
     Stop,
     Kill,
     Restart,
+}
+
+/// The brokers of a cluster.
+#[derive(Default)]
+pub struct Brokers {
+    pub nsqds: [NsqdHost; NSQDS],
+    pub lookupds: [LookupdHost; LOOKUPDS],
 }
 
 /// An nsqd, as others see it.

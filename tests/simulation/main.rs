@@ -19,6 +19,7 @@ mod cluster;
 mod hosts;
 mod journal;
 mod network;
+mod outages;
 mod plan;
 mod producers;
 mod run;
@@ -54,22 +55,22 @@ fn the_same_seed_is_the_same_run() {
 }
 
 #[test]
-fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_1() {
+fn p1_p2_p3_p4_p6_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_1() {
     run_part(1, producers::run);
 }
 
 #[test]
-fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_2() {
+fn p1_p2_p3_p4_p6_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_2() {
     run_part(2, producers::run);
 }
 
 #[test]
-fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_3() {
+fn p1_p2_p3_p4_p6_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_3() {
     run_part(3, producers::run);
 }
 
 #[test]
-fn p1_p2_p3_p4_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_4() {
+fn p1_p2_p3_p4_p6_producers_tell_the_truth_whatever_a_seed_comes_up_with_part_4() {
     run_part(4, producers::run);
 }
 

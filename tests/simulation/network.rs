@@ -11,6 +11,9 @@ const TICK: Duration = Duration::from_millis(20);
 pub trait Link: Copy + PartialEq {
     /// The names of the hosts.
     fn ends(self) -> (String, String);
+
+    /// All links of an nsqd.
+    fn of_nsqd(n: usize) -> Vec<Self>;
 }
 
 pub struct Network<L> {

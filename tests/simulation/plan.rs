@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::network;
+use crate::outages::Outage;
 
 pub const NSQDS: usize = 3;
 pub const LOOKUPDS: usize = 2;
@@ -43,16 +44,10 @@ pub struct Fault {
     pub kind: Kind,
 }
 
-/// The numbers are those of consumers (`c`), nsqds (`n`) and nsqlookupds (`l`).
+/// The numbers are those of consumers.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// Its process ends and its sockets are closed; messages are kept.
-    StopNsqd(usize),
-    /// Its machine vanishes without a word; messages are kept.
-    LoseNsqd(usize),
-    /// Its process dies with everything that it had in memory.
-    KillNsqd(usize),
-    CrashLookupd(usize),
+    Outage(Outage<Link>),
     /// The process dies; its sockets are closed.
     CrashConsumer(usize),
     /// The machine vanishes without a word.
@@ -60,10 +55,6 @@ pub enum Kind {
     /// It is shut down within this time, and started again.
     Shutdown(usize, Duration),
     SetMaxInFlight(usize, u32),
-    Partition(Link),
-    /// Nothing arrives, and then everything at once.
-    Hold(Link),
-    Slow(Link, Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,15 +74,15 @@ impl network::Link for Link {
             Self::PublisherNsqd(n) => (PUBLISHER.to_owned(), nsqd_name(n)),
         }
     }
-}
 
-impl Link {
-    pub fn of_nsqd(n: usize) -> Vec<Self> {
+    fn of_nsqd(n: usize) -> Vec<Self> {
         let consumers = (0..CONSUMERS).map(|c| Self::ConsumerNsqd(c, n));
         let lookupds = (0..LOOKUPDS).map(|l| Self::NsqdLookupd(n, l));
         consumers.chain(lookupds).chain([Self::PublisherNsqd(n)]).collect()
     }
+}
 
+impl Link {
     pub fn of_consumer(c: usize) -> Vec<Self> {
         let nsqds = (0..NSQDS).map(|n| Self::ConsumerNsqd(c, n));
         nsqds
@@ -152,17 +143,20 @@ fn fault(random: &mut fastrand::Rng) -> Fault {
         random.usize(..LOOKUPDS),
     );
     let kind = match random.u32(0..100) {
-        0..12 => Kind::StopNsqd(n),
-        12..18 => Kind::LoseNsqd(n),
-        18..20 => Kind::KillNsqd(n),
-        20..27 => Kind::CrashLookupd(l),
+        0..12 => Kind::Outage(Outage::StopNsqd(n)),
+        12..18 => Kind::Outage(Outage::LoseNsqd(n)),
+        18..20 => Kind::Outage(Outage::KillNsqd(n)),
+        20..27 => Kind::Outage(Outage::CrashLookupd(l)),
         27..33 => Kind::CrashConsumer(c),
         33..37 => Kind::LoseConsumer(c),
         37..45 => Kind::Shutdown(c, Duration::from_millis(random.u64(0..3_000))),
         45..55 => Kind::SetMaxInFlight(c, [0, 1, 2, 3, 10, 50][random.usize(..6)]),
-        55..75 => Kind::Partition(link(c, n, l, random)),
-        75..85 => Kind::Hold(link(c, n, l, random)),
-        _ => Kind::Slow(link(c, n, l, random), Duration::from_millis(random.u64(50..600))),
+        55..75 => Kind::Outage(Outage::Partition(link(c, n, l, random))),
+        75..85 => Kind::Outage(Outage::Hold(link(c, n, l, random))),
+        _ => Kind::Outage(Outage::Slow(
+            link(c, n, l, random),
+            Duration::from_millis(random.u64(50..600)),
+        )),
     };
     Fault {
         at: Duration::from_millis(random.u64(CHAOS_BEGINS..CHAOS_ENDS)),

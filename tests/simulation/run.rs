@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::{CHANNEL, Cluster, ConsumerOrder, Phase, TOPIC, run_consumer, run_nsqd, run_publisher};
-use crate::hosts::NsqdOrder;
-use crate::network::{Life, Network};
-use crate::plan::{
-    CONSUMERS, Fault, HEARTBEAT, Kind, LOOKUPDS, Link, NSQDS, PUBLISHER, Plan, consumer_name, lookupd_name, nsqd_name,
-};
+use crate::network::Life;
+use crate::outages::World;
+use crate::plan::{CONSUMERS, Fault, HEARTBEAT, Kind, Link, NSQDS, PUBLISHER, Plan, consumer_name, nsqd_name};
 use crate::seeds::Outcome;
 
 /// How long the cluster may take to have everything handled and everyone served again. The longest part is a client that
@@ -31,15 +29,12 @@ pub fn run(seed: u64, keep_story: bool) -> Result<Outcome, String> {
     let cluster = Arc::new(Cluster::default());
     cluster.journal.lock().story.complete = keep_story.then(Vec::new);
     let mut run = Run {
-        network: Network::new(seed),
+        world: World::new(seed, Arc::clone(&cluster.brokers)),
         plan,
         cluster,
         active: Vec::new(),
-        down_nsqds: Vec::new(),
         down_consumers: Vec::new(),
-        down_lookupds: Vec::new(),
         struck: 0,
-        crashing: Vec::new(),
     };
     let lived = run.live();
     let (virtual_time, recovery) = match lived {
@@ -67,17 +62,13 @@ pub fn run(seed: u64, keep_story: bool) -> Result<Outcome, String> {
 }
 
 struct Run {
-    network: Network<Link>,
+    world: World<Link>,
     plan: Arc<Plan>,
     cluster: Arc<Cluster>,
     /// The faults that last, with their ends.
     active: Vec<(Duration, Kind)>,
-    down_nsqds: Vec<usize>,
     down_consumers: Vec<usize>,
-    down_lookupds: Vec<usize>,
     struck: usize,
-    /// The hosts that have a step to go.
-    crashing: Vec<String>,
 }
 
 impl Run {
@@ -111,18 +102,13 @@ impl Run {
     }
 
     fn build(&mut self) {
-        let sim = self.network.sim.get_mut();
+        let sim = self.world.network.sim.get_mut();
         for n in 0..NSQDS {
             let cluster = Arc::clone(&self.cluster);
             sim.host(nsqd_name(n), move || run_nsqd(Arc::clone(&cluster), n));
         }
-        for l in 0..LOOKUPDS {
-            let cluster = Arc::clone(&self.cluster);
-            sim.host(lookupd_name(l), move || {
-                let cluster = Arc::clone(&cluster);
-                async move { cluster.lookupds[l].run(&lookupd_name(l)).await }
-            });
-        }
+        self.world.host_lookupds();
+        let sim = self.world.network.sim.get_mut();
         for c in 0..CONSUMERS {
             let (cluster, plan) = (Arc::clone(&self.cluster), Arc::clone(&self.plan));
             sim.host(consumer_name(c), move || {
@@ -137,23 +123,11 @@ impl Run {
 
     fn strike(&mut self, fault: &Fault, now: Duration) {
         let began = match fault.kind.clone() {
-            Kind::StopNsqd(n) => self.take_nsqd_down(n, NsqdOrder::Stop),
-            Kind::KillNsqd(n) => self.take_nsqd_down(n, NsqdOrder::Kill),
-            Kind::LoseNsqd(n) => {
-                !self.down_nsqds.contains(&n)
-                    && self.network.cut_off(&Link::of_nsqd(n))
-                    && self.take_nsqd_down(n, NsqdOrder::Stop)
-            }
-            Kind::CrashLookupd(l) if !self.down_lookupds.contains(&l) => {
-                self.down_lookupds.push(l);
-                self.cluster.lookupds[l].is_about_to_crash();
-                self.crashing.push(lookupd_name(l));
-                true
-            }
+            Kind::Outage(outage) => self.world.begin(outage),
             Kind::CrashConsumer(c) => self.take_consumer_down(c),
             Kind::LoseConsumer(c) => {
                 !self.down_consumers.contains(&c)
-                    && self.network.cut_off(&Link::of_consumer(c))
+                    && self.world.network.cut_off(&Link::of_consumer(c))
                     && self.take_consumer_down(c)
             }
             Kind::Shutdown(c, deadline) if !self.down_consumers.contains(&c) => {
@@ -165,10 +139,7 @@ impl Run {
                 self.cluster.consumer_orders[c].give(ConsumerOrder::SetMaxInFlight(count));
                 false
             }
-            Kind::Partition(link) => self.network.cut_off(&[link]),
-            Kind::Hold(link) => self.network.hold(link),
-            Kind::Slow(link, latency) => self.network.slow_down(link, latency),
-            Kind::CrashLookupd(_) | Kind::Shutdown(..) | Kind::SetMaxInFlight(..) => false,
+            Kind::Shutdown(..) | Kind::SetMaxInFlight(..) => false,
         };
         if began {
             self.struck += 1;
@@ -185,44 +156,19 @@ impl Run {
         for (_, kind) in over {
             self.cluster.journal.note(format_args!("over: {kind:?}"));
             match kind {
-                Kind::StopNsqd(n) | Kind::KillNsqd(n) => self.bring_nsqd_up(n),
-                Kind::LoseNsqd(n) => {
-                    self.network.mend(&Link::of_nsqd(n));
-                    self.bring_nsqd_up(n);
-                }
-                Kind::CrashLookupd(l) => {
-                    self.down_lookupds.retain(|down| *down != l);
-                    self.network.sim.get_mut().bounce(lookupd_name(l));
-                }
+                Kind::Outage(outage) => self.world.end(outage),
                 Kind::CrashConsumer(c) => self.bring_consumer_up(c),
                 Kind::LoseConsumer(c) => {
-                    self.network.mend(&Link::of_consumer(c));
+                    self.world.network.mend(&Link::of_consumer(c));
                     self.bring_consumer_up(c);
                 }
                 Kind::Shutdown(c, _) => {
                     self.down_consumers.retain(|down| *down != c);
                     self.cluster.consumer_orders[c].give(ConsumerOrder::Start);
                 }
-                Kind::Partition(link) => self.network.mend(&[link]),
-                Kind::Hold(link) => self.network.release(link),
-                Kind::Slow(link, _) => self.network.speed_up(link),
                 Kind::SetMaxInFlight(..) => {}
             }
         }
-    }
-
-    fn take_nsqd_down(&mut self, n: usize, order: NsqdOrder) -> bool {
-        let is_up = !self.down_nsqds.contains(&n);
-        if is_up {
-            self.down_nsqds.push(n);
-            self.cluster.nsqds[n].orders.give(order);
-        }
-        is_up
-    }
-
-    fn bring_nsqd_up(&mut self, n: usize) {
-        self.down_nsqds.retain(|down| *down != n);
-        self.cluster.nsqds[n].orders.give(NsqdOrder::Restart);
     }
 
     fn take_consumer_down(&mut self, c: usize) -> bool {
@@ -230,14 +176,14 @@ impl Run {
         if is_up {
             self.down_consumers.push(c);
             self.cluster.consumer_crashes[c].notify_one();
-            self.crashing.push(consumer_name(c));
+            self.world.crash(consumer_name(c));
         }
         is_up
     }
 
     fn bring_consumer_up(&mut self, c: usize) {
         self.down_consumers.retain(|down| *down != c);
-        self.network.sim.get_mut().bounce(consumer_name(c));
+        self.world.network.sim.get_mut().bounce(consumer_name(c));
     }
 
     /// What the recovery still waits for.
@@ -295,7 +241,7 @@ impl Run {
             4 * HEARTBEAT,
             |run| {
                 (0..NSQDS).all(|n| {
-                    let stats = run.cluster.nsqds[n].nsqd().stats();
+                    let stats = run.cluster.brokers.nsqds[n].nsqd().stats();
                     let channel = stats.channel(TOPIC, CHANNEL);
                     // A connection that was cut off before its first bytes arrived is left to TCP, by the real nsqd too.
                     let identified = |id: &str| id.starts_with("consumer") || id.starts_with("publisher");
@@ -311,7 +257,7 @@ impl Run {
         let mut story = self.cluster.journal.lock().story.text();
         let _ = writeln!(story, "{:?} have passed", self.elapsed());
         for n in 0..NSQDS {
-            let stats = self.cluster.nsqds[n].nsqd().stats();
+            let stats = self.cluster.brokers.nsqds[n].nsqd().stats();
             let _ = writeln!(story, "nsqd {n}: {:?}", stats.channel(TOPIC, CHANNEL));
         }
         for c in 0..CONSUMERS {
@@ -325,15 +271,12 @@ impl Run {
 
 impl Life for Run {
     fn elapsed(&self) -> Duration {
-        self.network.elapsed()
+        self.world.network.elapsed()
     }
 
     /// Lets a tick pass and looks at every consumer.
     fn step(&mut self) -> Result<(), String> {
-        self.network.step()?;
-        // Their connections are cut by now.
-        for host in std::mem::take(&mut self.crashing) {
-            self.network.sim.get_mut().crash(host.as_str());
+        for host in self.world.step()? {
             if let Some(c) = (0..CONSUMERS).find(|&c| consumer_name(c) == host) {
                 self.cluster.lose_consumer(c);
             }

@@ -9,6 +9,7 @@ mod output;
 #[path = "../support/raw.rs"]
 mod raw;
 mod simulated;
+mod starting;
 
 use std::time::Duration;
 

@@ -371,9 +371,10 @@ impl Nsqd {
     }
 
     /// Takes the messages that wait in a channel, so that no consumer gets them. The channel is created if it
-    /// does not exist, and as a topic's first one gets what the topic has kept so far.
+    /// does not exist, and as a topic's first one gets what the topic has kept so far. From a new topic, which keeps its
+    /// messages until the nsqlookupds have told which channels it has, this channel gets them at once.
     ///
-    /// What is in flight or deferred stays where it is.
+    /// What is in flight or deferred stays where it is, and so does what a paused topic keeps.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if a name is not valid.
@@ -401,8 +402,9 @@ impl Nsqd {
     }
 
     /// Shuts down as nsqd does on SIGTERM: the address refuses connections, existing ones are closed without notice,
-    /// and messages are kept for [`restart`](Self::restart). Those in flight and those deferred are queued again;
-    /// ephemeral topics and channels are gone.
+    /// and messages are kept for [`restart`](Self::restart). Those in flight and those deferred are queued again, and so
+    /// is what a new topic kept for the nsqlookupds' answer, which is no longer waited for; ephemeral topics and channels
+    /// are gone.
     ///
     /// Returns when no connection of the TCP protocol is left. Stopping twice is allowed.
     ///
@@ -411,7 +413,7 @@ impl Nsqd {
     /// Calling it again completes it.
     pub async fn stop(&self) {
         self.close().await;
-        self.shared.change(|state| state.settle_for_restart());
+        self.shared.change(|state| state.settle_for_restart(Instant::now()));
     }
 
     /// Dies as nsqd does on SIGKILL: as [`stop`](Self::stop), but all messages are lost. Topics and channels are
@@ -422,7 +424,7 @@ impl Nsqd {
     pub async fn kill(&self) {
         self.close().await;
         self.shared.change(|state| {
-            state.settle_for_restart();
+            state.settle_for_restart(Instant::now());
             state.forget_messages();
         });
     }

@@ -1,12 +1,14 @@
 //! What is left of the state when the broker stops, and what comes back when it starts again.
 
+use tokio::time::Instant;
+
 use super::state::State;
 
 impl State {
     /// Forgets every message; topics and channels stay, which nsqd knows from its metadata.
     pub(super) fn forget_messages(&mut self) {
         for topic in self.topics.values_mut() {
-            topic.take_waiting();
+            topic.forget_waiting();
         }
         for (_, channel) in &mut self.channels {
             channel.empty(&mut self.clients);
@@ -16,7 +18,7 @@ impl State {
 
     /// What nsqd finds when it starts again: all messages are queued, nothing ephemeral is left, and what is paused is
     /// so still.
-    pub(super) fn settle_for_restart(&mut self) {
+    pub(super) fn settle_for_restart(&mut self, now: Instant) {
         let ephemeral: Vec<_> = self
             .channels
             .iter()
@@ -33,6 +35,11 @@ impl State {
         self.unhealthy = None;
         for (_, channel) in &mut self.channels {
             channel.requeue_all();
+        }
+        self.starting_topics.clear();
+        let names: Vec<_> = self.topics.keys().cloned().collect();
+        for name in names {
+            self.release_backlog(&name, now);
         }
     }
 

@@ -17,9 +17,13 @@ pub(super) struct Topic {
     pub(super) message_count: u64,
     pub(super) message_bytes: u64,
     /// What waits for a channel, with the delay that begins there.
-    waiting: VecDeque<(Message, Option<Duration>)>,
+    waiting: VecDeque<Waiting>,
+    /// How many of the first of them a channel has been given already, by its key.
+    given: BTreeMap<usize, usize>,
     bytes: usize,
 }
+
+pub(super) type Waiting = (Message, Option<Duration>);
 
 impl Topic {
     pub(super) fn new(starting: bool) -> Self {
@@ -40,10 +44,23 @@ impl Topic {
         self.waiting.push_back((message, delay));
     }
 
-    /// The backlog.
-    pub(super) fn take_waiting(&mut self) -> VecDeque<(Message, Option<Duration>)> {
+    /// What a channel has not been given yet of what waits, which stays for the other channels.
+    pub(super) fn give(&mut self, channel: usize) -> impl Iterator<Item = &Waiting> {
+        let given = self.given.insert(channel, self.waiting.len()).unwrap_or(0);
+        self.waiting.iter().skip(given)
+    }
+
+    /// A channel with this key is no more, and another may come to have it.
+    pub(super) fn forget_channel(&mut self, name: &str, key: usize) {
+        self.channels.remove(name);
+        self.given.remove(&key);
+    }
+
+    /// Nothing waits any longer.
+    pub(super) fn forget_waiting(&mut self) {
+        self.waiting = VecDeque::new();
+        self.given.clear();
         self.bytes = 0;
-        std::mem::take(&mut self.waiting)
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -54,11 +71,13 @@ impl Topic {
         self.bytes
     }
 
-    /// After a restart, delays have passed and counts begin anew.
+    /// After a restart, delays have passed and counts begin anew. A topic that nsqd finds is not new: no nsqlookupd is
+    /// asked of it.
     pub(super) fn restart(&mut self) {
         for (_, delay) in &mut self.waiting {
             *delay = None;
         }
+        self.starting = false;
         self.message_count = 0;
         self.message_bytes = 0;
     }

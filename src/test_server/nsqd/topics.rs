@@ -77,22 +77,29 @@ impl State {
     }
 
     /// Hands what has waited in a topic to its channels, if nothing keeps it there any longer.
-    fn release_backlog(&mut self, name: &str, now: Instant) {
-        let mem_queue_size = self.options.mem_queue_size;
-        let Some(topic) = self.topics.get_mut(name) else { return };
-        if !topic.flows() {
+    pub(super) fn release_backlog(&mut self, name: &str, now: Instant) {
+        let Some(topic) = self.topics.get_mut(name).filter(|topic| topic.flows()) else {
             return;
-        }
+        };
         let keys: Vec<_> = topic.channels.values().copied().collect();
-        for (message, delay) in topic.take_waiting() {
-            for key in &keys {
-                if let Some(channel) = self.channels.get_mut(*key) {
-                    channel.accept(message.clone(), delay, now, mem_queue_size);
-                }
-            }
+        for &key in &keys {
+            self.give_backlog(name, key, now);
+        }
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.forget_waiting();
         }
         for key in keys {
             self.settle(key, now);
+        }
+    }
+
+    /// Gives one of its channels what waits in a topic.
+    fn give_backlog(&mut self, topic: &str, key: usize, now: Instant) {
+        let (Some(topic), Some(channel)) = (self.topics.get_mut(topic), self.channels.get_mut(key)) else {
+            return;
+        };
+        for (message, delay) in topic.give(key) {
+            channel.accept(message.clone(), *delay, now, self.options.mem_queue_size);
         }
     }
 
@@ -139,7 +146,7 @@ impl State {
             }
         }
         if let Some(topic) = self.topics.get_mut(&channel.topic) {
-            topic.channels.remove(&channel.name);
+            topic.forget_channel(&channel.name, key);
             if topic.channels.is_empty() && channel.topic.ends_with("#ephemeral") {
                 self.topics.remove(&channel.topic);
                 for registration in &self.registrations {
@@ -153,7 +160,7 @@ impl State {
     /// Forgets what waits in a topic itself; its channels keep what they have.
     pub(super) fn empty_topic(&mut self, name: &str) -> Result<(), Missing> {
         let topic = self.topics.get_mut(name).ok_or(Missing::Topic)?;
-        topic.take_waiting();
+        topic.forget_waiting();
         Ok(())
     }
 
@@ -252,6 +259,13 @@ impl State {
 
     pub(super) fn drain(&mut self, topic: &str, channel: &str, now: Instant) -> Vec<Bytes> {
         let key = self.ensure_channel(topic, channel, now);
-        self.channels.get_mut(key).map(Channel::drain).unwrap_or_default()
+        // What a new topic keeps need not wait for the nsqlookupds' answer. A pause is the test's own will.
+        if self.topics.get(topic).is_some_and(|topic| !topic.paused) {
+            self.give_backlog(topic, key, now);
+        }
+        let drained = self.channels.get_mut(key).map(Channel::drain).unwrap_or_default();
+        // What is deferred has come along.
+        self.settle(key, now);
+        drained
     }
 }

@@ -12,7 +12,7 @@ use turmoil::Result;
 
 use super::ledger::{Ledger, Merit, PublishId, Told, body};
 use super::plan::{MAX_MSG_SIZE, PRODUCERS, Plan, ProducerPlan, Route};
-use crate::hosts::{LookupdHost, NsqdHost, NsqdOrder, Orders, connection, lock};
+use crate::hosts::{Brokers, NsqdOrder, Orders, connection, lock};
 use crate::plan::{LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
 use crate::wire::Simulated;
 
@@ -41,8 +41,7 @@ pub enum Phase {
 #[derive(Default)]
 pub struct Cluster {
     pub ledger: Ledger,
-    pub nsqds: [NsqdHost; NSQDS],
-    pub lookupds: [LookupdHost; LOOKUPDS],
+    pub brokers: Arc<Brokers>,
     pub producers: [Orders<ProducerOrder>; PRODUCERS],
     phase: Mutex<Phase>,
     /// Which producers have had as many publishes confirmed at once as may be pending.
@@ -98,7 +97,7 @@ pub async fn run_nsqd(cluster: Arc<Cluster>, n: usize) -> Result {
             NsqdOrder::Stop | NsqdOrder::Restart => {}
         }
     };
-    cluster.nsqds[n].run(builder, &nsqd_name(n), told).await
+    cluster.brokers.nsqds[n].run(builder, &nsqd_name(n), told).await
 }
 
 /// A producer on its host: started, shut down, and started again.

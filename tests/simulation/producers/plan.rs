@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::network;
+use crate::outages::Outage;
 use crate::plan::{LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
 
 pub const PRODUCERS: usize = 8;
@@ -77,24 +78,14 @@ pub struct Fault {
     pub kind: Kind,
 }
 
-/// The numbers are those of producers (`p`), nsqds (`n`) and nsqlookupds (`l`).
+/// The numbers are those of producers.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// Its process ends and its sockets are closed; messages are kept.
-    StopNsqd(usize),
-    /// Its machine vanishes without a word; messages are kept.
-    LoseNsqd(usize),
-    /// Its process dies with everything that it had in memory.
-    KillNsqd(usize),
-    CrashLookupd(usize),
+    Outage(Outage<Link>),
     /// It reaches no nsqd.
     Isolate(usize),
     /// It is shut down within this time, and started again.
     Shutdown(usize, Duration),
-    Partition(Link),
-    /// Nothing arrives, and then everything at once.
-    Hold(Link),
-    Slow(Link, Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,13 +99,6 @@ impl Link {
     pub fn to_nsqds(p: usize) -> Vec<Self> {
         (0..NSQDS).map(|n| Self::ProducerNsqd(p, n)).collect()
     }
-
-    pub fn all_of_nsqd(n: usize) -> Vec<Self> {
-        let producers = (0..PRODUCERS).map(|p| Self::ProducerNsqd(p, n));
-        producers
-            .chain((0..LOOKUPDS).map(|l| Self::NsqdLookupd(n, l)))
-            .collect()
-    }
 }
 
 impl network::Link for Link {
@@ -124,6 +108,13 @@ impl network::Link for Link {
             Self::ProducerLookupd(p, l) => (producer_name(p), lookupd_name(l)),
             Self::NsqdLookupd(n, l) => (nsqd_name(n), lookupd_name(l)),
         }
+    }
+
+    fn of_nsqd(n: usize) -> Vec<Self> {
+        let producers = (0..PRODUCERS).map(|p| Self::ProducerNsqd(p, n));
+        producers
+            .chain((0..LOOKUPDS).map(|l| Self::NsqdLookupd(n, l)))
+            .collect()
     }
 }
 
@@ -192,15 +183,15 @@ fn fault(victim: usize, random: &mut fastrand::Rng) -> Fault {
         _ => Link::ProducerNsqd(p, n),
     };
     let kind = match random.u32(0..100) {
-        0..15 => Kind::StopNsqd(n),
-        15..25 => Kind::LoseNsqd(n),
-        25..32 => Kind::KillNsqd(victim),
-        32..37 => Kind::CrashLookupd(l),
+        0..15 => Kind::Outage(Outage::StopNsqd(n)),
+        15..25 => Kind::Outage(Outage::LoseNsqd(n)),
+        25..32 => Kind::Outage(Outage::KillNsqd(victim)),
+        32..37 => Kind::Outage(Outage::CrashLookupd(l)),
         37..47 => Kind::Shutdown(p, Duration::from_millis(random.u64(0..1_000))),
         47..57 => Kind::Isolate(p),
-        57..74 => Kind::Partition(link),
-        74..85 => Kind::Hold(link),
-        _ => Kind::Slow(link, Duration::from_millis(random.u64(50..600))),
+        57..74 => Kind::Outage(Outage::Partition(link)),
+        74..85 => Kind::Outage(Outage::Hold(link)),
+        _ => Kind::Outage(Outage::Slow(link, Duration::from_millis(random.u64(50..600)))),
     };
     Fault {
         at: Duration::from_millis(random.u64(CHAOS_BEGINS..CHAOS_ENDS)),

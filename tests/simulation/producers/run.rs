@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::cluster::{Cluster, Phase, ProducerOrder, run_nsqd, run_producer};
 use super::plan::{Fault, Kind, Link, PRODUCERS, Plan, producer_name};
 use crate::hosts::NsqdOrder;
-use crate::network::{Life, Network};
-use crate::plan::{HEARTBEAT, LOOKUPDS, NSQDS, lookupd_name, nsqd_name};
+use crate::network::{Life, Link as _};
+use crate::outages::World;
+use crate::plan::{HEARTBEAT, NSQDS, nsqd_name};
 use crate::seeds::Outcome;
 
 /// How long producers may take to publish again. The longest part is a connection that is tried again after half a minute.
@@ -28,14 +29,11 @@ pub fn run(seed: u64, keep_story: bool) -> Result<Outcome, String> {
     let cluster = Arc::new(Cluster::default());
     cluster.ledger.lock().story.complete = keep_story.then(Vec::new);
     let mut run = Run {
-        network: Network::new(seed),
+        world: World::new(seed, Arc::clone(&cluster.brokers)),
         plan: Arc::new(Plan::new(seed)),
         cluster,
         active: Vec::new(),
-        down: Vec::new(),
         ending: Vec::new(),
-        down_lookupds: Vec::new(),
-        crashing: Vec::new(),
         struck: 0,
     };
     let recovery = match run.live() {
@@ -49,7 +47,7 @@ pub fn run(seed: u64, keep_story: bool) -> Result<Outcome, String> {
          with a dead nsqd",
         run.struck,
         usize::from(run.plan.destroyed.is_some()),
-        run.network.elapsed(),
+        run.world.network.elapsed(),
         book.counts(),
     );
     Ok(Outcome {
@@ -61,18 +59,13 @@ pub fn run(seed: u64, keep_story: bool) -> Result<Outcome, String> {
 }
 
 struct Run {
-    network: Network<Link>,
+    world: World<Link>,
     plan: Arc<Plan>,
     cluster: Arc<Cluster>,
     /// The faults that last, with their ends.
     active: Vec<(Duration, Kind)>,
-    /// The nsqds that are down.
-    down: Vec<usize>,
     /// The producers that are shut down.
     ending: Vec<usize>,
-    down_lookupds: Vec<usize>,
-    /// The hosts that have a step to go.
-    crashing: Vec<String>,
     struck: usize,
 }
 
@@ -86,7 +79,7 @@ impl Run {
             let now = self.elapsed();
             self.end_faults(now);
             let victim = self.plan.victim;
-            if let Some(end) = destroyed.take_if(|end| end.at <= now && !self.down.contains(&victim)) {
+            if let Some(end) = destroyed.take_if(|end| end.at <= now && !self.world.is_down(victim)) {
                 self.destroy(end.silently);
             }
             while let Some(fault) = faults.next_if(|fault| fault.at <= now) {
@@ -109,18 +102,13 @@ impl Run {
     }
 
     fn build(&mut self) {
-        let sim = self.network.sim.get_mut();
+        let sim = self.world.network.sim.get_mut();
         for n in 0..NSQDS {
             let cluster = Arc::clone(&self.cluster);
             sim.host(nsqd_name(n), move || run_nsqd(Arc::clone(&cluster), n));
         }
-        for l in 0..LOOKUPDS {
-            let cluster = Arc::clone(&self.cluster);
-            sim.host(lookupd_name(l), move || {
-                let cluster = Arc::clone(&cluster);
-                async move { cluster.lookupds[l].run(&lookupd_name(l)).await }
-            });
-        }
+        self.world.host_lookupds();
+        let sim = self.world.network.sim.get_mut();
         for p in 0..PRODUCERS {
             let (cluster, plan) = (Arc::clone(&self.cluster), Arc::clone(&self.plan));
             sim.host(producer_name(p), move || {
@@ -131,22 +119,7 @@ impl Run {
 
     fn strike(&mut self, fault: &Fault, now: Duration) {
         let began = match fault.kind.clone() {
-            Kind::StopNsqd(n) => self.take_down(n, NsqdOrder::Stop),
-            Kind::KillNsqd(n) => self.take_down(n, NsqdOrder::Kill),
-            Kind::LoseNsqd(n) => {
-                !self.down.contains(&n)
-                    && self.network.cut_off(&Link::all_of_nsqd(n))
-                    && self.take_down(n, NsqdOrder::Stop)
-            }
-            Kind::CrashLookupd(l) => {
-                let is_up = !self.down_lookupds.contains(&l);
-                if is_up {
-                    self.down_lookupds.push(l);
-                    self.cluster.lookupds[l].is_about_to_crash();
-                    self.crashing.push(lookupd_name(l));
-                }
-                is_up
-            }
+            Kind::Outage(outage) => self.world.begin(outage),
             Kind::Shutdown(p, deadline) => {
                 let is_up = !self.ending.contains(&p);
                 if is_up {
@@ -155,10 +128,7 @@ impl Run {
                 }
                 is_up
             }
-            Kind::Isolate(p) => self.network.cut_off(&Link::to_nsqds(p)),
-            Kind::Partition(link) => self.network.cut_off(&[link]),
-            Kind::Hold(link) => self.network.hold(link),
-            Kind::Slow(link, latency) => self.network.slow_down(link, latency),
+            Kind::Isolate(p) => self.world.network.cut_off(&Link::to_nsqds(p)),
         };
         if began {
             self.struck += 1;
@@ -175,23 +145,12 @@ impl Run {
         for (_, kind) in over {
             self.cluster.ledger.note(format_args!("over: {kind:?}"));
             match kind {
-                Kind::StopNsqd(n) | Kind::KillNsqd(n) => self.bring_up(n),
-                Kind::LoseNsqd(n) => {
-                    self.network.mend(&Link::all_of_nsqd(n));
-                    self.bring_up(n);
-                }
-                Kind::CrashLookupd(l) => {
-                    self.down_lookupds.retain(|down| *down != l);
-                    self.network.sim.get_mut().bounce(lookupd_name(l));
-                }
+                Kind::Outage(outage) => self.world.end(outage),
                 Kind::Shutdown(p, _) => {
                     self.ending.retain(|ending| *ending != p);
                     self.cluster.producers[p].give(ProducerOrder::Start);
                 }
-                Kind::Isolate(p) => self.network.mend(&Link::to_nsqds(p)),
-                Kind::Partition(link) => self.network.mend(&[link]),
-                Kind::Hold(link) => self.network.release(link),
-                Kind::Slow(link, _) => self.network.speed_up(link),
+                Kind::Isolate(p) => self.world.network.mend(&Link::to_nsqds(p)),
             }
         }
     }
@@ -199,24 +158,10 @@ impl Run {
     /// The victim is gone for good.
     fn destroy(&mut self, silently: bool) {
         let victim = self.plan.victim;
-        let silently = silently && self.network.cut_off(&Link::all_of_nsqd(victim));
+        let silently = silently && self.world.network.cut_off(&Link::of_nsqd(victim));
         let ledger = &self.cluster.ledger;
         ledger.note(format_args!("nsqd {victim} is destroyed, silently: {silently}"));
-        self.take_down(victim, NsqdOrder::Kill);
-    }
-
-    fn take_down(&mut self, n: usize, order: NsqdOrder) -> bool {
-        let is_up = !self.down.contains(&n);
-        if is_up {
-            self.down.push(n);
-            self.cluster.nsqds[n].orders.give(order);
-        }
-        is_up
-    }
-
-    fn bring_up(&mut self, n: usize) {
-        self.down.retain(|down| *down != n);
-        self.cluster.nsqds[n].orders.give(NsqdOrder::Restart);
+        self.world.take_down(victim, NsqdOrder::Kill);
     }
 
     /// Ends everything, sees that nothing is left, and compares.
@@ -237,7 +182,7 @@ impl Run {
         }
         // A peer that vanished is noticed by its missing heartbeats.
         self.step_until("nsqds have no clients", 4 * HEARTBEAT, |run| {
-            let clients = |n: usize| run.cluster.nsqds[n].nsqd().stats().clients;
+            let clients = |n: usize| run.cluster.brokers.nsqds[n].nsqd().stats().clients;
             // A connection that was cut off before its first bytes arrived is left to TCP, by the real nsqd too.
             (0..NSQDS).all(|n| {
                 clients(n)
@@ -245,7 +190,7 @@ impl Run {
                     .all(|client| !client.client_id.starts_with("producer"))
             })
         })?;
-        for host in &self.cluster.nsqds {
+        for host in &self.cluster.brokers.nsqds {
             host.orders.give(NsqdOrder::Stop);
         }
         self.step_until("nsqds are stopped", Duration::from_secs(1), |run| {
@@ -262,7 +207,7 @@ impl Run {
         let _ = writeln!(story, "{:?} have passed", self.elapsed());
         let _ = writeln!(story, "not recovered: {:?}", self.cluster.unrecovered());
         for n in 0..NSQDS {
-            let clients = self.cluster.nsqds[n].nsqd().stats().clients;
+            let clients = self.cluster.brokers.nsqds[n].nsqd().stats().clients;
             let _ = writeln!(story, "nsqd {n}: {} clients", clients.len());
         }
         format!("{story}\n{broken}\n")
@@ -271,17 +216,13 @@ impl Run {
 
 impl Life for Run {
     fn elapsed(&self) -> Duration {
-        self.network.elapsed()
+        self.world.network.elapsed()
     }
 
     fn step(&mut self) -> Result<(), String> {
-        self.network.step()?;
-        // Their connections are cut by now.
-        for host in std::mem::take(&mut self.crashing) {
-            self.network.sim.get_mut().crash(host.as_str());
-        }
+        self.world.step()?;
         let mut book = self.cluster.ledger.lock();
-        book.story.clock = self.network.elapsed();
+        book.story.clock = self.world.network.elapsed();
         book.story.judge()
     }
 }
