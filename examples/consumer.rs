@@ -60,6 +60,10 @@ struct Args {
     /// How many messages may be delivered and not answered yet
     #[arg(long, default_value_t = 200, value_parser = value_parser!(u32).range(1..))]
     max_in_flight: u32,
+
+    /// Any option of the crate by go-nsq's name, such as tls_v1=true or snappy=true; may be repeated
+    #[arg(long = "opt", value_name = "NAME=VALUE")]
+    options: Vec<String>,
 }
 
 #[tokio::main]
@@ -101,7 +105,8 @@ async fn start(args: &Args, handler: Counter) -> Result<Consumer, Failure> {
         .connection(connection)
         .max_in_flight(args.max_in_flight)
         // By default a message is given up at its sixth delivery. This program must not decide that: no limit.
-        .max_attempts(0);
+        .max_attempts(0)
+        .options(&cli::options(&args.options)?);
     for address in &args.nsqd {
         builder = builder.nsqd(address);
     }

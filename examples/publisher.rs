@@ -50,6 +50,10 @@ struct Args {
     /// How many messages per second [default: as many as possible]
     #[arg(long, value_parser = value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
+
+    /// Any option of the crate by go-nsq's name, such as tls_v1=true or snappy=true; may be repeated
+    #[arg(long = "opt", value_name = "NAME=VALUE")]
+    options: Vec<String>,
 }
 
 #[tokio::main]
@@ -60,8 +64,10 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Failure> {
     let args: Args = cli::arguments()?;
     let mut stop = Box::pin(cli::stop_signal()?);
+    let options = cli::options(&args.options)?;
+    let builder = Producer::builder().nsqd(&args.nsqd).options(&options);
     let producer = tokio::select! {
-        connected = Producer::connect(&args.nsqd) => connected?,
+        connected = builder.connect() => connected?,
         () = &mut stop => return cli::result("published 0"),
     };
     let tally = publish(&producer, &args, stop).await;

@@ -230,6 +230,38 @@ async fn publisher_tells_what_nsqd_rejected() {
 }
 
 #[tokio::test]
+async fn options_by_name_reach_both() {
+    let nsqd = Nsqd::start().await.unwrap();
+    let address = nsqd.address();
+    let common = [
+        "--nsqd",
+        address,
+        "--topic",
+        "orders",
+        "--count",
+        "3",
+        "--opt",
+        "snappy=true",
+    ];
+    let ended = run(
+        "publisher",
+        &[&common[..], &["--size", "100", "--opt", "client_id=pub"]].concat(),
+    )
+    .await;
+    ended.assert_success("published 3");
+    let ended = run("consumer", &[&common[..], &["--channel", "billing"]].concat()).await;
+    ended.assert_success("handled 3");
+    for (option, telling) in [
+        ("max_attempt=1", "max_attempts"),
+        ("max_attempts=x", "0 to 65535"),
+        ("secret", "NAME=VALUE"),
+    ] {
+        let ended = run("publisher", &[&common[..], &["--size", "9", "--opt", option]].concat()).await;
+        ended.assert_refusal(2, telling);
+    }
+}
+
+#[tokio::test]
 async fn mistakes_on_the_command_line_are_one_line_and_exit_code_2() {
     // Nothing listens there, and nothing is asked: the mistake is found before.
     let nsqd = ["--nsqd", "127.0.0.1:1"];

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use async_nsq::ErrorKind;
+use async_nsq::{ErrorKind, Options};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{Instant, Interval, interval_at};
@@ -107,6 +107,21 @@ pub(crate) fn arguments<A: Parser>() -> Result<A, Failure> {
         }
         Failure::usage(&error)
     })
+}
+
+/// Options of the crate, each as `NAME=VALUE`.
+pub(crate) fn options(given: &[String]) -> Result<Options, Failure> {
+    let mut options = Options::new();
+    for text in given {
+        let Some((name, value)) = text.split_once('=') else {
+            // What was typed is not shown: it may be a secret.
+            return Err(Failure::mistake(
+                "--opt takes NAME=VALUE, such as max_attempts=10; see --help",
+            ));
+        };
+        options.set(name, value)?;
+    }
+    Ok(options)
 }
 
 /// Prints the one line that the program is run for.
