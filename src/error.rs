@@ -150,17 +150,20 @@ impl Error {
     pub(crate) fn rejected(step: Step, text: &str) -> Self {
         let code = ErrorCode::of(text);
         let advice = match code {
-            ErrorCode::Unauthorized => "; the secret of AUTH does not permit this",
-            ErrorCode::AuthFailed => "; nsqd could not ask its auth server, or did not understand its answer",
+            ErrorCode::Unauthorized => {
+                "; auth_secret does not permit this: give another, or change what the auth server grants to it"
+            }
+            ErrorCode::AuthFailed => {
+                "; nsqd's auth server does not know the secret, or could not be asked: check auth_secret and nsqd's \
+                 --auth-http-address"
+            }
             ErrorCode::Invalid if text.contains("(TLS required)") => "; give ConnectionConfig::tls",
             _ => "",
         };
-        let mut error = Self::new(ErrorKind::Rejected, step, format!("nsqd answered {text}{advice}"));
-        error.edit().code = Some(code);
-        error
+        Self::new(ErrorKind::Rejected, step, format!("nsqd answered {text}{advice}")).coded(Some(code))
     }
 
-    /// Names the code with which nsqd refused what this was a part of.
+    /// Names the code with which nsqd refused this, or what this was a part of.
     #[must_use]
     pub(crate) fn coded(mut self, code: Option<ErrorCode>) -> Self {
         self.edit().code = code;

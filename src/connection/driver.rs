@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 use super::handshake::Established;
 use super::liveness::Liveness;
+use super::lost::lost;
+use super::meter::Meter;
 use super::read_buffer::ReadBuffer;
 use super::write_buffer::WriteBuffer;
 use crate::error::{Error, ErrorKind, Result, Step};
@@ -89,6 +91,7 @@ pub(crate) struct Driver<R> {
     // A write has failed: what is read from here on are the peer's last words.
     dying: bool,
     liveness: Liveness,
+    meter: Meter,
     // Frames that came with the handshake's last answer have to be looked at before the first read.
     unread: bool,
 }
@@ -108,6 +111,7 @@ impl<R: Role> Driver<R> {
             finished: false,
             dying: false,
             liveness: Liveness::new(connection.heartbeat_interval),
+            meter: connection.meter,
         }
     }
 
@@ -159,35 +163,38 @@ impl<R: Role> Driver<R> {
         self.role.poll_commands(cx, &mut self.write)
     }
 
-    /// Writes until all is out or the socket is full. Returns whether the socket took anything.
+    /// Writes until all is out or the stream is full. Returns whether it took anything.
     fn write_out(&mut self, cx: &mut Context<'_>) -> Result<bool> {
         let mut moved = false;
+        let mut blocked = false;
         while !self.write.is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, self.write.unwritten()) {
                 Poll::Ready(Ok(0)) => return Err(self.lost(Step::Write, io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
                     self.write.advance(count);
-                    self.liveness.handle_write();
                     self.needs_flush = true;
                     moved = true;
                 }
                 Poll::Ready(Err(error)) => return Err(self.lost(Step::Write, error)),
                 Poll::Pending => {
-                    self.liveness.handle_write_blocked();
-                    return Ok(moved);
+                    blocked = true;
+                    break;
                 }
             }
         }
-        if self.needs_flush {
+        if self.needs_flush && !blocked {
             match Pin::new(&mut self.io).poll_flush(cx) {
-                Poll::Ready(Ok(())) => {
-                    self.needs_flush = false;
-                    self.liveness.handle_write();
-                }
+                Poll::Ready(Ok(())) => self.needs_flush = false,
                 Poll::Ready(Err(error)) => return Err(self.lost(Step::Write, error)),
-                // A stream with a buffer of its own takes bytes although the peer takes none.
-                Poll::Pending => self.liveness.handle_write_blocked(),
+                Poll::Pending => blocked = true,
             }
+        }
+        // A stream with a buffer of its own takes bytes although the peer takes none.
+        if self.meter.has_moved() || !blocked {
+            self.liveness.handle_write();
+        }
+        if blocked {
+            self.liveness.handle_write_blocked();
         }
         Ok(moved)
     }
@@ -268,9 +275,7 @@ impl<R: Role> Driver<R> {
     }
 
     fn lost(&self, step: Step, source: io::Error) -> Error {
-        Error::new(ErrorKind::ConnectionLost, step, "the connection broke")
-            .at(&self.address)
-            .because(source)
+        lost(step, source).at(&self.address)
     }
 }
 

@@ -6,6 +6,8 @@
 mod driver;
 mod handshake;
 mod liveness;
+mod lost;
+mod meter;
 mod read_buffer;
 mod write_buffer;
 

@@ -271,6 +271,11 @@ fn judge(error: &rustls::Error, name: &str) -> (ErrorKind, String) {
             let message = "the peer and this client have no version of TLS and no cipher in common".to_owned();
             (ErrorKind::Rejected, message)
         }
+        // It may come at any time.
+        Tls::AlertReceived(alert) => (
+            ErrorKind::Protocol,
+            format!("the peer has ended TLS by the alert {alert:?}"),
+        ),
         _ => (ErrorKind::Protocol, "the handshake failed".to_owned()),
     }
 }

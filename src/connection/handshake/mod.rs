@@ -16,6 +16,7 @@ pub use self::negotiated::Negotiated;
 use self::negotiation::{Negotiation, Next};
 use self::wire::{Answer, Wire};
 use crate::config::ConnectionConfig;
+use crate::connection::meter::Meter;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::name::{Channel, Topic};
 use crate::protocol::FrameDecoder;
@@ -24,6 +25,8 @@ use crate::transport::BoxIo;
 /// A connection that has passed the handshake.
 pub(crate) struct Established {
     pub(crate) io: BoxIo,
+    /// At the bottom of `io`.
+    pub(super) meter: Meter,
     pub(crate) address: Arc<str>,
     pub(crate) decoder: FrameDecoder,
     /// What was read beyond the handshake's last answer.
@@ -49,7 +52,8 @@ pub(crate) async fn open(
     let io = dial(config, address).await.map_err(|error| error.at(address))?;
     let mut out = BytesMut::new();
     let mut negotiation = Negotiation::begin(config, subscription, &mut out);
-    let wire = Wire::new(io, config.max_msg_size);
+    let meter = Meter::default();
+    let wire = Wire::new(meter.measure(io), config.max_msg_size);
     let negotiated = timeout(
         config.handshake_timeout,
         negotiate(config, &mut negotiation, wire, out, address),
@@ -62,6 +66,7 @@ pub(crate) async fn open(
     .map_err(|error| error.at(address))?;
     Ok(Established {
         io: wire.io,
+        meter,
         address: Arc::clone(address),
         decoder: wire.decoder,
         unread: wire.unread,

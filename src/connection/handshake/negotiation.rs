@@ -1,5 +1,7 @@
 //! What to say next: the handshake as a state machine that knows no socket and no clock.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, BytesMut};
 
 use super::negotiated::Negotiated;
@@ -105,12 +107,23 @@ impl<'a> Negotiation<'a> {
 
     /// An error frame, as an error that says what to do where that is known.
     pub(super) fn handle_error(&self, text: &str) -> Error {
-        let refusal = Error::rejected(self.step, text);
+        let refusal = Error::rejected(self.step, &self.without_secret(text));
         if text.contains("(TLS required)") {
             let message = "nsqd requires TLS; give ConnectionConfig::tls";
-            return Error::new(ErrorKind::Unsupported, self.step, message).because(refusal);
+            return Error::new(ErrorKind::Unsupported, self.step, message)
+                .coded(refusal.code())
+                .because(refusal);
         }
         refusal
+    }
+
+    /// What a peer says gets into logs. nsqd does not repeat the secret; something else may.
+    fn without_secret<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let secret = self.config.auth_secret.as_ref();
+        match secret.and_then(|secret| std::str::from_utf8(secret.reveal()).ok()) {
+            Some(secret) if text.contains(secret) => text.replace(secret, "(the secret)").into(),
+            _ => text.into(),
+        }
     }
 
     fn identified(&mut self, data: &[u8], out: &mut BytesMut) -> Result<Next> {
@@ -221,7 +234,7 @@ impl<'a> Negotiation<'a> {
         Err(self.broken(format!("the answer is {:?} instead of OK", protocol::shown(data))))
     }
 
-    fn broken(&self, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    fn broken(&self, message: impl Into<Cow<'static, str>>) -> Error {
         Error::new(ErrorKind::Protocol, self.step, message)
     }
 }

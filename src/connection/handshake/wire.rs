@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 #[cfg(feature = "tls")]
 use crate::config::address;
 use crate::config::{Compression, ConnectionConfig};
+use crate::connection::lost::lost;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, Frame, FrameDecoder};
 #[cfg(any(feature = "snappy", feature = "deflate"))]
@@ -141,16 +142,4 @@ impl Wire {
     pub(super) fn compress(self, _: Compression) -> Self {
         self
     }
-}
-
-fn lost(step: Step, source: io::Error) -> Error {
-    // With TLS 1.3 a peer that does not accept our certificate says so only now.
-    #[cfg(feature = "tls")]
-    if let Some(refusal) = tls::refusal(&source) {
-        return refusal;
-    }
-    if source.kind() == io::ErrorKind::InvalidData {
-        return Error::new(ErrorKind::Protocol, step, "what nsqd sends cannot be decoded").because(source);
-    }
-    Error::new(ErrorKind::ConnectionLost, step, "the connection broke").because(source)
 }
