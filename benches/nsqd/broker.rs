@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::Result;
+use crate::watchdog::Watchdog;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -30,9 +31,12 @@ pub(crate) fn find(root: &Path) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// A running nsqd that keeps all messages in memory. Dropping it kills it.
+/// A running nsqd that keeps all messages in memory. Dropping it kills it, and so does the end of this program however it
+/// comes.
 pub(crate) struct Nsqd {
     child: Child,
+    // Called off before the process is killed: then nobody kills another that has got its number.
+    watchdog: Option<Watchdog>,
     tcp: SocketAddr,
     http: SocketAddr,
     topics: Cell<u32>,
@@ -41,13 +45,14 @@ pub(crate) struct Nsqd {
 }
 
 impl Nsqd {
-    pub(crate) fn start(binary: &Path) -> Result<Self> {
+    pub(crate) fn start(binary: &Path, options: &[String]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let log = directory.path().join("nsqd.log");
         let mut child = Command::new(binary)
             .arg(format!("--data-path={}", directory.path().display()))
             .args(["--tcp-address=127.0.0.1:0", "--http-address=127.0.0.1:0"])
             .arg("--mem-queue-size=2000000")
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
@@ -66,6 +71,7 @@ impl Nsqd {
     /// What serves as nsqd already.
     pub(crate) fn new(child: Child, tcp: SocketAddr, http: SocketAddr, directory: TempDir) -> Self {
         Self {
+            watchdog: Watchdog::over_process(child.id()),
             child,
             tcp,
             http,
@@ -108,6 +114,7 @@ impl Nsqd {
 
 impl Drop for Nsqd {
     fn drop(&mut self) {
+        self.watchdog = None;
         // Both fail only for a process that is gone already.
         _ = self.child.kill();
         _ = self.child.wait();

@@ -15,11 +15,15 @@ mod raw;
 mod report;
 mod span;
 mod test_broker;
+#[expect(dead_code, reason = "only the other benchmark has groups of processes")]
+mod watchdog;
 mod ways;
 
 use std::error::Error;
 use std::path::Path;
 
+use async_nsq::{Consumer, Producer};
+use bytes::Bytes;
 use clap::Parser;
 use tokio::runtime::Runtime;
 
@@ -30,7 +34,7 @@ use span::Span;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Every message's body.
-const BODY: &[u8] = &[b'x'; 200];
+static BODIES: [Bytes; 1] = [Bytes::from_static(&[b'x'; 200])];
 
 /// The messages of each MPUB that fills a topic to be consumed from.
 const FILL: u64 = 100;
@@ -221,7 +225,7 @@ fn main() -> Result<()> {
         println!("skipped: nsqd not found (tests/interop/install-brokers.sh builds it)");
         return Ok(());
     };
-    let nsqd = Nsqd::start(&nsqd)?;
+    let nsqd = Nsqd::start(&nsqd, &[])?;
     let test_broker = test_broker::start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -270,30 +274,38 @@ fn main() -> Result<()> {
 fn measure(runtime: &Runtime, nsqd: &Nsqd, party: Party, scenario: &Scenario, messages: u64) -> Result<Span> {
     let topic = nsqd.new_topic();
     let address = nsqd.tcp_address();
+    let producer = || Producer::connect(address.to_string());
+    let consumer = |max_in_flight| {
+        let builder = Consumer::builder(&topic, "bench").nsqd(address.to_string());
+        builder.max_in_flight(max_in_flight)
+    };
     let mut topics = vec![topic.clone()];
     let span = match scenario.work {
         Work::Publish { batch, in_flight } => {
             let calls = messages / batch as u64;
             match party {
-                Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, BODY, calls, batch, in_flight),
-                _ => runtime.block_on(ours::publish(address, &topics, BODY, calls, batch, in_flight)),
+                Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, &BODIES, calls, batch, in_flight),
+                _ => runtime.block_on(async {
+                    ours::publish(producer().await?, &topics, &BODIES, calls, batch, in_flight).await
+                }),
             }
         }
         Work::Spread { topics: count, callers } => match party {
             // To a socket that sends one PUB per message it makes no difference which topic each names.
-            Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, BODY, messages, 1, callers),
+            Party::Raw | Party::RawOnTestBroker => raw::publish(address, &topic, &BODIES, messages, 1, callers),
             _ => {
                 topics = (0..count).map(|number| format!("{topic}-{number}")).collect();
-                runtime.block_on(ours::publish(address, &topics, BODY, messages, 1, callers))
+                runtime
+                    .block_on(async { ours::publish(producer().await?, &topics, &BODIES, messages, 1, callers).await })
             }
         },
         Work::Consume { max_in_flight } => {
-            raw::publish(address, &topic, BODY, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
+            raw::publish(address, &topic, &BODIES, (messages + SURPLUS) / FILL, FILL as usize, 8)?;
             match party {
                 Party::Raw | Party::RawOnTestBroker => raw::consume(address, &topic, messages, max_in_flight),
-                Party::Ours => runtime.block_on(ours::consume(address, &topic, messages, max_in_flight)),
-                Party::Stream => runtime.block_on(ways::consume_stream(address, &topic, messages, max_in_flight)),
-                Party::Batches => runtime.block_on(ways::consume_batches(address, &topic, messages, max_in_flight)),
+                Party::Ours => runtime.block_on(ours::consume(consumer(max_in_flight), messages)),
+                Party::Stream => runtime.block_on(ways::consume_stream(consumer(max_in_flight), messages)),
+                Party::Batches => runtime.block_on(ways::consume_batches(consumer(max_in_flight), messages)),
             }
         }
     };

@@ -1,12 +1,11 @@
 //! The crate, used as a service would use it.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_nsq::{Consumer, Message, Producer, Topic};
+use async_nsq::{ConsumerBuilder, Message, Producer, Topic};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -16,28 +15,29 @@ use crate::span::{Clock, Span};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// So many callers that share `calls`, each awaiting one publish of `batch` messages to its topic after the other.
+/// So many callers that share `calls`, each awaiting one publish of `batch` messages to its topic after the other. The
+/// producer is shut down afterwards.
 pub(crate) async fn publish(
-    address: SocketAddr,
+    producer: Producer,
     topics: &[String],
-    body: &'static [u8],
+    bodies: &'static [Bytes],
     calls: u64,
     batch: usize,
     callers: u32,
 ) -> Result<Span> {
-    let producer = Producer::connect(address.to_string()).await?;
     let topics: Vec<Topic> = topics.iter().map(Topic::new).collect::<async_nsq::Result<_>>()?;
     for topic in &topics {
         // The first creates the topic.
-        publish_batch(&producer, topic, body, batch).await?;
+        publish_batch(&producer, topic, &mut bodies.iter().cycle(), batch).await?;
     }
     let mut tasks: JoinSet<async_nsq::Result<()>> = JoinSet::new();
     let clock = Clock::start();
-    for topic in topics.iter().cycle().take(callers as usize) {
+    for (caller, topic) in topics.iter().cycle().take(callers as usize).enumerate() {
         let (producer, topic) = (producer.clone(), topic.clone());
         tasks.spawn(async move {
+            let mut bodies = bodies.iter().cycle().skip(caller);
             for _ in 0..calls / u64::from(callers) {
-                publish_batch(&producer, &topic, body, batch).await?;
+                publish_batch(&producer, &topic, &mut bodies, batch).await?;
             }
             Ok(())
         });
@@ -50,24 +50,25 @@ pub(crate) async fn publish(
     Ok(span)
 }
 
-async fn publish_batch(producer: &Producer, topic: &Topic, body: &'static [u8], batch: usize) -> async_nsq::Result<()> {
-    let body = Bytes::from_static(body);
+async fn publish_batch(
+    producer: &Producer,
+    topic: &Topic,
+    bodies: &mut impl Iterator<Item = &'static Bytes>,
+    batch: usize,
+) -> async_nsq::Result<()> {
     if batch == 1 {
+        let body = bodies.next().cloned().unwrap_or_default();
         producer.publish(topic.clone(), body).await
     } else {
-        producer
-            .publish_many(topic.clone(), std::iter::repeat_n(body, batch))
-            .await
+        producer.publish_many(topic.clone(), bodies.take(batch).cloned()).await
     }
 }
 
 /// Handles so many messages with a handler that only counts them. The clock runs from the first message on.
-pub(crate) async fn consume(address: SocketAddr, topic: &str, messages: u64, max_in_flight: u32) -> Result<Span> {
+pub(crate) async fn consume(builder: ConsumerBuilder, messages: u64) -> Result<Span> {
     let counter = Arc::new(Counter::default());
     let shared = Arc::clone(&counter);
-    let consumer = Consumer::builder(topic, "bench")
-        .nsqd(address.to_string())
-        .max_in_flight(max_in_flight)
+    let consumer = builder
         .start(move |_: Message| {
             shared.count(messages);
             async { Ok::<(), Infallible>(()) }

@@ -4,38 +4,41 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use async_nsq::protocol::{self, IdentifyRequest};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::span::{Clock, Span};
 use crate::{LARGE_BUFFER_FROM, Result};
 
 const READ: usize = 64 * 1024;
 
-/// Sends so many batches, each as one command, with `in_flight` of them unanswered.
+/// Sends so many batches, each as one command, with `in_flight` of them unanswered. The bodies are of one length.
 pub(crate) fn publish(
     address: SocketAddr,
     topic: &str,
-    body: &[u8],
+    bodies: &[Bytes],
     calls: u64,
     batch: usize,
     in_flight: u32,
 ) -> Result<Span> {
-    let mut command = BytesMut::new();
-    if batch == 1 {
-        protocol::command::publish(&mut command, topic, body);
-    } else {
-        protocol::command::publish_many(&mut command, topic, vec![body; batch].into_iter());
+    let mut bodies = bodies.iter().cycle();
+    let mut burst = BytesMut::new();
+    for _ in 0..in_flight {
+        let batch: Vec<&[u8]> = bodies.by_ref().take(batch).map(Bytes::as_ref).collect();
+        match batch[..] {
+            [body] => protocol::command::publish(&mut burst, topic, body),
+            _ => protocol::command::publish_many(&mut burst, topic, batch.into_iter()),
+        }
     }
+    let command_len = burst.len() / in_flight as usize;
     let mut connection = Connection::open(address, &IdentifyRequest::default())?;
     // The first creates the topic.
-    connection.stream.write_all(&command)?;
+    connection.stream.write_all(&burst[..command_len])?;
     connection.expect_ok()?;
-    let burst = command.repeat(in_flight as usize);
     let clock = Clock::start();
     let (mut sent, mut answered) = (0, 0);
     while answered < calls {
         let room = (u64::from(in_flight) - (sent - answered)).min(calls - sent);
-        connection.stream.write_all(&burst[..command.len() * room as usize])?;
+        connection.stream.write_all(&burst[..command_len * room as usize])?;
         sent += room;
         answered += connection.read_oks()?;
     }

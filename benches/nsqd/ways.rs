@@ -1,24 +1,17 @@
 //! The crate's other ways to take messages.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use async_nsq::{BatchOptions, Consumer, Message};
+use async_nsq::{BatchOptions, ConsumerBuilder, Message};
 
 use crate::Result;
 use crate::ours::{Counter, DEADLINE};
 use crate::span::Span;
 
 /// Handles so many messages of a stream, each finished by hand.
-pub(crate) async fn consume_stream(
-    address: SocketAddr,
-    topic: &str,
-    messages: u64,
-    max_in_flight: u32,
-) -> Result<Span> {
-    let builder = Consumer::builder(topic, "bench").nsqd(address.to_string());
-    let mut stream = builder.max_in_flight(max_in_flight).stream().await?;
+pub(crate) async fn consume_stream(builder: ConsumerBuilder, messages: u64) -> Result<Span> {
+    let mut stream = builder.stream().await?;
     let counter = Counter::default();
     for _ in 0..messages {
         let Some(message) = stream.next().await else { break };
@@ -31,17 +24,10 @@ pub(crate) async fn consume_stream(
 }
 
 /// Handles them in batches of 100, one at a time.
-pub(crate) async fn consume_batches(
-    address: SocketAddr,
-    topic: &str,
-    messages: u64,
-    max_in_flight: u32,
-) -> Result<Span> {
+pub(crate) async fn consume_batches(builder: ConsumerBuilder, messages: u64) -> Result<Span> {
     let counter = Arc::new(Counter::default());
     let shared = Arc::clone(&counter);
-    let consumer = Consumer::builder(topic, "bench")
-        .nsqd(address.to_string())
-        .max_in_flight(max_in_flight)
+    let consumer = builder
         .concurrency(1)
         .start_batches(BatchOptions::new(), move |batch: Vec<Message>| {
             batch.iter().for_each(|_| shared.count(messages));

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -17,11 +18,13 @@ const handlers = 8
 
 // The fields are those of the harness's job.rs.
 type job struct {
-	Nsqd     string   `json:"nsqd"`
-	Topics   []string `json:"topics"`
-	Messages uint64   `json:"messages"`
-	Body     int      `json:"body"`
-	Work     struct {
+	Nsqd        string   `json:"nsqd"`
+	Topics      []string `json:"topics"`
+	Messages    uint64   `json:"messages"`
+	Bodies      string   `json:"bodies"`
+	RootCA      string   `json:"root_ca"`
+	Compression string   `json:"compression"`
+	Work        struct {
 		Publish *publishing `json:"publish"`
 		Consume *consuming  `json:"consume"`
 	} `json:"work"`
@@ -51,35 +54,48 @@ func main() {
 	check(json.NewEncoder(os.Stdout).Encode(result))
 }
 
+func config(wanted job) *nsq.Config {
+	config := nsq.NewConfig()
+	if wanted.RootCA != "" {
+		check(config.Set("tls_v1", true))
+		check(config.Set("tls_root_ca_file", wanted.RootCA))
+	}
+	config.Snappy = wanted.Compression == "snappy"
+	config.Deflate = wanted.Compression == "deflate"
+	return config
+}
+
 // Callers that share the messages, each awaiting one answer after the other.
 func publish(wanted job, work publishing) span {
-	producer, err := nsq.NewProducer(wanted.Nsqd, nsq.NewConfig())
+	producer, err := nsq.NewProducer(wanted.Nsqd, config(wanted))
 	check(err)
 	producer.SetLoggerLevel(nsq.LogLevelError)
-	batch := make([][]byte, work.Batch)
-	for index := range batch {
-		batch[index] = make([]byte, wanted.Body)
-	}
-	call := func(topic string) error {
+	text, err := os.ReadFile(wanted.Bodies)
+	check(err)
+	bodies := bytes.Split(text, []byte("\n"))
+	// The first of them once more behind the last, so that each batch is a slice of them.
+	batches := append(bodies[:len(bodies):len(bodies)], bodies[:work.Batch]...)
+	call := func(topic string, number uint64) error {
+		first := number % uint64(len(bodies))
 		if work.Batch == 1 {
-			return producer.Publish(topic, batch[0])
+			return producer.Publish(topic, bodies[first])
 		}
-		return producer.MultiPublish(topic, batch)
+		return producer.MultiPublish(topic, batches[first:first+uint64(work.Batch)])
 	}
 	for _, topic := range wanted.Topics {
 		// The first creates the topic.
-		check(call(topic))
+		check(call(topic, 0))
 	}
 	calls := wanted.Messages / uint64(work.Batch) / work.InFlight
 	var callers sync.WaitGroup
 	started := start()
 	for caller := uint64(0); caller < work.InFlight; caller++ {
 		callers.Add(1)
-		topic := wanted.Topics[caller%uint64(len(wanted.Topics))]
+		topic, first := wanted.Topics[caller%uint64(len(wanted.Topics))], caller
 		go func() {
 			defer callers.Done()
 			for number := uint64(0); number < calls; number++ {
-				check(call(topic))
+				check(call(topic, first+number*uint64(work.Batch)))
 			}
 		}()
 	}
@@ -91,7 +107,7 @@ func publish(wanted job, work publishing) span {
 
 // Handles messages with handlers that only count them. The clock runs from the first message on.
 func consume(wanted job, work consuming) span {
-	config := nsq.NewConfig()
+	config := config(wanted)
 	config.MaxInFlight = work.MaxInFlight
 	consumer, err := nsq.NewConsumer(wanted.Topics[0], "bench", config)
 	check(err)

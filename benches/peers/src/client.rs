@@ -1,18 +1,22 @@
 //! The clients, and how each is started for one measurement.
 
 use std::fmt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
+use async_nsq::{ConnectionConfig, Consumer, Producer, TlsConfig};
+use bytes::Bytes;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
-use crate::job::{Job, Work};
+use crate::job::{Compression, Job, Work};
 use crate::span::Span;
-use crate::{Result, allocations, ours, raw, system_calls, tokio_peer};
+use crate::watchdog::Watchdog;
+use crate::{Result, allocations, files, ours, raw, system_calls, tokio_peer};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -79,7 +83,12 @@ impl Client {
     }
 
     fn run(self, mut command: Command) -> Result<Span> {
-        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        // A group of its own, because what counts system calls starts the client in its turn.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        let child = command.spawn()?;
+        let watchdog = Watchdog::over_group(child.id());
+        let output = child.wait_with_output()?;
+        drop(watchdog);
         if !output.status.success() {
             return Err(format!("{} failed: {}", self.name(), output.status).into());
         }
@@ -105,17 +114,16 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
     if count_allocations {
         allocations::count();
     }
-    // The clients want a body that lives for ever, and so does this one.
-    let body: &'static [u8] = vec![b'x'; job.body].leak();
+    let bodies = files::read_bodies(&job.bodies)?;
     let topic = job.topics.first().ok_or("a job without a topic")?;
     match (client, job.work) {
         (Client::Raw, Work::Publish { batch, in_flight }) => {
-            raw::publish(job.nsqd, topic, body, job.messages / batch as u64, batch, in_flight)
+            raw::publish(job.nsqd, topic, bodies, job.messages / batch as u64, batch, in_flight)
         }
         (Client::Raw, Work::Consume { max_in_flight }) => raw::consume(job.nsqd, topic, job.messages, max_in_flight),
-        (Client::Ours, _) => runtime()?.block_on(be_ours(job, body)),
-        (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, body, None)),
-        (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, body, Some(Duration::from_millis(1)))),
+        (Client::Ours, _) => runtime()?.block_on(be_ours(job, bodies)),
+        (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, bodies, None)),
+        (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, bodies, Some(Duration::from_millis(1)))),
         (Client::GoNsq, _) => Err("go-nsq is a program of its own".into()),
     }
 }
@@ -127,20 +135,27 @@ fn runtime() -> Result<Runtime> {
         .build()?)
 }
 
-async fn be_ours(job: &Job, body: &'static [u8]) -> Result<Span> {
+async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
+    let mut connection = ConnectionConfig::new().compression(match job.compression {
+        Compression::None => async_nsq::Compression::None,
+        Compression::Snappy => async_nsq::Compression::Snappy,
+        Compression::Deflate => async_nsq::Compression::Deflate { level: 6 },
+    });
+    if let Some(authority) = &job.root_ca {
+        connection = connection.tls(TlsConfig::new().root_ca_file(authority));
+    }
     match job.work {
         Work::Publish { batch, in_flight } => {
-            ours::publish(
-                job.nsqd,
-                &job.topics,
-                body,
-                job.messages / batch as u64,
-                batch,
-                in_flight,
-            )
-            .await
+            let builder = Producer::builder().nsqd(job.nsqd.to_string());
+            let producer = builder.connection(connection).connect().await?;
+            let calls = job.messages / batch as u64;
+            ours::publish(producer, &job.topics, bodies, calls, batch, in_flight).await
         }
-        Work::Consume { max_in_flight } => ours::consume(job.nsqd, &job.topics[0], job.messages, max_in_flight).await,
+        Work::Consume { max_in_flight } => {
+            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = builder.connection(connection).max_in_flight(max_in_flight);
+            ours::consume(builder, job.messages).await
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One measurement, as it is handed to the process that does it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +13,11 @@ pub(crate) struct Job {
     pub(crate) topics: Vec<String>,
     /// How many are timed.
     pub(crate) messages: u64,
-    /// The length of each message's body.
-    pub(crate) body: usize,
+    /// Where the messages' bodies are, one in each line.
+    pub(crate) bodies: PathBuf,
+    /// The authority that nsqd's certificate is checked with. TLS if there is one.
+    pub(crate) root_ca: Option<PathBuf>,
+    pub(crate) compression: Compression,
     pub(crate) work: Work,
 }
 
@@ -24,4 +28,13 @@ pub(crate) enum Work {
     Publish { batch: usize, in_flight: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Compression {
+    None,
+    Snappy,
+    /// At level 6, nsqd's most and every client's default.
+    Deflate,
 }

@@ -6,6 +6,7 @@ mod allocations;
 #[path = "../../nsqd/broker.rs"]
 mod broker;
 mod client;
+mod files;
 mod job;
 mod machine;
 #[path = "../../nsqd/ours.rs"]
@@ -18,6 +19,8 @@ mod span;
 mod stage;
 mod system_calls;
 mod tokio_peer;
+#[path = "../../nsqd/watchdog.rs"]
+mod watchdog;
 
 use std::error::Error;
 use std::fs;
@@ -27,10 +30,11 @@ use clap::{Parser, Subcommand};
 
 use broker::Nsqd;
 use client::Client;
+use files::Files;
 use job::Job;
 use machine::Machine;
 use report::{Measured, Report, Runs};
-use rows::{ROWS, Row};
+use rows::Row;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -46,7 +50,7 @@ struct Options {
     /// How often each row is measured; the table shows medians.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// Only rows whose name contains one of these words.
+    /// Only rows with one of these ids. What is no id is the beginning of some.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Only these clients.
@@ -89,17 +93,22 @@ fn main() -> Result<()> {
     let Some(program) = broker::find(&root) else {
         return Err("nsqd not found: tests/interop/install-brokers.sh builds it into target/brokers".into());
     };
+    let rows = rows::choose(&options.rows)?;
     machine::put_first();
+    let files = Files::create()?;
+    let certificate = format!("--tls-cert={}", files.certificate().display());
+    let key = format!("--tls-key={}", files.key().display());
     let bench = Bench {
-        nsqd: Nsqd::start(&program)?,
+        nsqd: Nsqd::start(&program, &[certificate, key])?,
+        files,
         go: client::build_go(&root)?,
-        clients: chosen(&options.clients),
+        clients: options.clients,
         rounds: if options.quick { 3 } else { options.rounds },
     };
     let report = Report {
         machine: Machine::describe(&program),
         rounds: bench.rounds,
-        rows: bench.rows(&options.rows)?,
+        rows: rows.into_iter().map(|row| bench.row(row)).collect::<Result<_>>()?,
     };
     let table = report.markdown();
     println!("{table}");
@@ -113,38 +122,31 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn chosen(clients: &[Client]) -> Vec<Client> {
-    let all = Client::ALL.iter().copied();
-    all.filter(|client| clients.is_empty() || clients.contains(client))
-        .collect()
-}
-
 /// What all measurements share.
 struct Bench {
     nsqd: Nsqd,
+    files: Files,
     go: PathBuf,
+    /// Only these, or all if there are none.
     clients: Vec<Client>,
     rounds: usize,
 }
 
 impl Bench {
-    fn rows(&self, words: &[String]) -> Result<Vec<Measured>> {
-        let wanted = |row: &&Row| words.is_empty() || words.iter().any(|word| row.name.contains(word));
-        ROWS.iter().filter(wanted).map(|row| self.row(row)).collect()
-    }
-
     fn row(&self, row: &Row) -> Result<Measured> {
         eprintln!("{}", row.name);
-        let mut spans = vec![Vec::new(); self.clients.len()];
+        let wanted = |client: &Client| self.clients.is_empty() || self.clients.contains(client);
+        let clients: Vec<Client> = row.clients.iter().copied().filter(wanted).collect();
+        let mut spans = vec![Vec::new(); clients.len()];
         for round in 0..self.rounds {
             // By turns who goes first, so that nobody always finds another's leavings.
-            for turn in 0..self.clients.len() {
-                let index = (turn + round) % self.clients.len();
-                let client = self.clients[index];
+            for turn in 0..clients.len() {
+                let index = (turn + round) % clients.len();
+                let client = clients[index];
                 spans[index].push(self.once(row, client, |job| client.measure(job, &self.go))?);
             }
         }
-        let clients = self.clients.iter().zip(spans).map(|(client, spans)| {
+        let clients = clients.iter().zip(spans).map(|(client, spans)| {
             Ok(Runs {
                 client: *client,
                 spans,
@@ -152,6 +154,7 @@ impl Bench {
             })
         });
         Ok(Measured {
+            id: row.id,
             name: row.name,
             clients: clients.collect::<Result<_>>()?,
         })
@@ -159,7 +162,7 @@ impl Bench {
 
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
-        let job = stage::set(&self.nsqd, row, client)?;
+        let job = stage::set(&self.nsqd, &self.files, row, client)?;
         let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
         stage::strike(&self.nsqd, &job)?;
         Ok(measured)

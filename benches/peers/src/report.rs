@@ -19,6 +19,7 @@ pub(crate) struct Report {
 /// A row with its clients, in the order of the table.
 #[derive(Serialize)]
 pub(crate) struct Measured {
+    pub(crate) id: &'static str,
     pub(crate) name: &'static str,
     pub(crate) clients: Vec<Runs>,
 }
@@ -36,6 +37,11 @@ impl Span {
         self.messages as f64 / self.seconds
     }
 
+    /// Messages per second of processor time.
+    fn rate_on_cpu(&self) -> f64 {
+        self.messages as f64 / self.cpu_seconds
+    }
+
     /// Microseconds of processor time per message.
     fn cpu(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.messages as f64
@@ -45,22 +51,32 @@ impl Span {
 impl Report {
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::from(
-            "| row | client | msg/s | least to most | CPU us/msg | system calls/msg | allocations/msg | \
+            "| id | row | client | msg/s | least to most | CPU us/msg | system calls/msg | allocations/msg | \
              context switches/msg | peak MB |",
         );
         let columns = self.others();
         for other in &columns {
-            _ = write!(text, " vs {other}: msg/s, CPU |");
+            _ = write!(text, " vs {other}: msg/s, msg/CPU s |");
         }
-        text += "\n|---|---|";
+        text += "\n|---|---|---|";
         text += &"---:|".repeat(7 + columns.len());
         for row in &self.rows {
             for runs in &row.clients {
-                _ = write!(text, "\n| {} | {} |{}", row.name, runs.client, runs.cells());
+                _ = write!(
+                    text,
+                    "\n| {} | {} | {} |{}",
+                    row.id,
+                    row.name,
+                    runs.client,
+                    runs.cells()
+                );
                 for other in &columns {
                     let other = row.clients.iter().find(|runs| runs.client == *other);
-                    let cell = other.filter(|other| other.client != runs.client);
-                    text += &cell.map_or_else(|| " |".into(), |other| versus(runs, other));
+                    text += &match other {
+                        None => " n/a |".into(),
+                        Some(other) if other.client == runs.client => " |".into(),
+                        Some(other) => versus(runs, other),
+                    };
                 }
             }
         }
@@ -116,7 +132,7 @@ fn versus(runs: &Runs, other: &Runs) -> String {
     format!(
         " {}, {} |",
         significant(ratio(Span::rate)),
-        significant(ratio(Span::cpu))
+        significant(ratio(Span::rate_on_cpu))
     )
 }
 

@@ -1,18 +1,21 @@
 //! What is done with the messages, row by row.
 
+use crate::Result;
 use crate::client::Client;
-use crate::job::Work;
+use crate::job::{Compression, Work};
 
-/// The length of the bodies where a row does not say otherwise.
-const BODY: usize = 200;
-
-/// One row of the table, measured with each client.
+/// One row of the table.
 pub(crate) struct Row {
+    /// What it is chosen by.
+    pub(crate) id: &'static str,
     pub(crate) name: &'static str,
+    /// Those that it is measured with.
+    pub(crate) clients: &'static [Client],
     pub(crate) work: Work,
     /// The callers are spread over so many.
     pub(crate) topics: usize,
-    pub(crate) body: usize,
+    pub(crate) tls: bool,
+    pub(crate) compression: Compression,
     messages: Messages,
 }
 
@@ -44,15 +47,36 @@ impl Row {
     }
 }
 
-pub(crate) const ROWS: &[Row] = &[
-    publish("publish, 1 caller", 1, 1, messages(20_000, 20_000, 8, 1_500)),
+/// The rows that the words choose, all if there is none. A word is an id, or else what some ids begin with.
+pub(crate) fn choose(words: &[String]) -> Result<Vec<&'static Row>> {
+    let begins = |row: &Row, word: &String| row.id.starts_with(word.as_str());
+    if let Some(word) = words.iter().find(|word| !ROWS.iter().any(|row| begins(row, word))) {
+        let ids: Vec<&str> = ROWS.iter().map(|row| row.id).collect();
+        return Err(format!("no row's id is or begins with {word}; there are {}", ids.join(", ")).into());
+    }
+    let is_id = |word: &String| ROWS.iter().any(|row| row.id == word);
+    let chooses = |row: &Row, word: &String| row.id == word || (!is_id(word) && begins(row, word));
+    let wanted = |row: &&Row| words.is_empty() || words.iter().any(|word| chooses(row, word));
+    Ok(ROWS.iter().filter(wanted).collect())
+}
+
+const ROWS: &[Row] = &[
     publish(
+        "publish-1",
+        "publish, 1 caller",
+        1,
+        1,
+        messages(20_000, 20_000, 8, 1_500),
+    ),
+    publish(
+        "publish-100",
         "publish, 100 callers",
         1,
         100,
         messages(800_000, 120_000, 60_000, 150_000),
     ),
     publish(
+        "publish-1000",
         "publish, 1,000 callers",
         1,
         1000,
@@ -61,6 +85,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         topics: 10,
         ..publish(
+            "publish-topics",
             "publish, 100 callers over 10 topics",
             1,
             100,
@@ -68,29 +93,96 @@ pub(crate) const ROWS: &[Row] = &[
         )
     },
     publish(
+        "publish_many-1",
         "publish_many of 100, 1 at once",
         100,
         1,
         messages(1_000_000, 800_000, 800, 4_000),
     ),
     publish(
+        "publish_many-8",
         "publish_many of 100, 8 at once",
         100,
         8,
         messages(1_500_000, 1_200_000, 6_400, 1_000_000),
     ),
-    consume("consume, max_in_flight 1", 1, messages(20_000, 20_000, 8, 1_500)),
     consume(
+        "consume-1",
+        "consume, max_in_flight 1",
+        1,
+        messages(20_000, 20_000, 8, 1_500),
+    ),
+    consume(
+        "consume-100",
         "consume, max_in_flight 100",
         100,
         messages(800_000, 120_000, 800, 100_000),
     ),
     consume(
+        "consume-2500",
         "consume, max_in_flight 2500",
         2500,
         messages(1_000_000, 150_000, 800_000, 800_000),
     ),
+    publish_with("tls-publish", "TLS: publish, 100 callers", true, Compression::None),
+    consume_with(
+        "tls-consume",
+        "TLS: consume, max_in_flight 2500",
+        true,
+        Compression::None,
+    ),
+    publish_with(
+        "snappy-publish",
+        "snappy: publish, 100 callers",
+        false,
+        Compression::Snappy,
+    ),
+    consume_with(
+        "snappy-consume",
+        "snappy: consume, max_in_flight 2500",
+        false,
+        Compression::Snappy,
+    ),
+    publish_with(
+        "deflate-publish",
+        "deflate: publish, 100 callers",
+        false,
+        Compression::Deflate,
+    ),
+    consume_with(
+        "deflate-consume",
+        "deflate: consume, max_in_flight 2500",
+        false,
+        Compression::Deflate,
+    ),
+    publish_with(
+        "tls-snappy-publish",
+        "TLS, snappy: publish, 100 callers",
+        true,
+        Compression::Snappy,
+    ),
+    consume_with(
+        "tls-snappy-consume",
+        "TLS, snappy: consume, max_in_flight 2500",
+        true,
+        Compression::Snappy,
+    ),
+    publish_with(
+        "tls-deflate-publish",
+        "TLS, deflate: publish, 100 callers",
+        true,
+        Compression::Deflate,
+    ),
+    consume_with(
+        "tls-deflate-consume",
+        "TLS, deflate: consume, max_in_flight 2500",
+        true,
+        Compression::Deflate,
+    ),
 ];
+
+/// Those that are measured with what nsqd has to grant first.
+const NEGOTIATORS: &[Client] = &[Client::Ours, Client::GoNsq];
 
 const fn messages(best: u64, go_nsq: u64, tokio_nsq: u64, tokio_nsq_tuned: u64) -> Messages {
     Messages {
@@ -101,22 +193,41 @@ const fn messages(best: u64, go_nsq: u64, tokio_nsq: u64, tokio_nsq_tuned: u64) 
     }
 }
 
-const fn publish(name: &'static str, batch: usize, in_flight: u32, messages: Messages) -> Row {
+const fn row(id: &'static str, name: &'static str, work: Work, messages: Messages) -> Row {
     Row {
+        id,
         name,
-        work: Work::Publish { batch, in_flight },
+        clients: Client::ALL,
+        work,
         topics: 1,
-        body: BODY,
+        tls: false,
+        compression: Compression::None,
         messages,
     }
 }
 
-const fn consume(name: &'static str, max_in_flight: u32, messages: Messages) -> Row {
+const fn publish(id: &'static str, name: &'static str, batch: usize, in_flight: u32, messages: Messages) -> Row {
+    row(id, name, Work::Publish { batch, in_flight }, messages)
+}
+
+const fn consume(id: &'static str, name: &'static str, max_in_flight: u32, messages: Messages) -> Row {
+    row(id, name, Work::Consume { max_in_flight }, messages)
+}
+
+const fn publish_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {
     Row {
-        name,
-        work: Work::Consume { max_in_flight },
-        topics: 1,
-        body: BODY,
-        messages,
+        clients: NEGOTIATORS,
+        tls,
+        compression,
+        ..publish(id, name, 1, 100, messages(500_000, 100_000, 0, 0))
+    }
+}
+
+const fn consume_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {
+    Row {
+        clients: NEGOTIATORS,
+        tls,
+        compression,
+        ..consume(id, name, 2500, messages(500_000, 150_000, 0, 0))
     }
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::broker::Nsqd;
 use crate::client::Client;
+use crate::files::{self, Files};
 use crate::job::{Job, Work};
 use crate::rows::Row;
 use crate::{Result, raw};
@@ -21,14 +22,16 @@ const SURPLUS: u64 = 6000;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Topics of its own for one measurement. The job says which.
-pub(crate) fn set(nsqd: &Nsqd, row: &Row, client: Client) -> Result<Job> {
+pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client) -> Result<Job> {
     // To a socket that sends one PUB per message it makes no difference which topic each names.
     let topics = if client == Client::Raw { 1 } else { row.topics };
     let job = Job {
         nsqd: nsqd.tcp_address(),
         topics: (0..topics).map(|_| nsqd.new_topic()).collect(),
         messages: row.messages(client),
-        body: row.body,
+        bodies: files.bodies(),
+        root_ca: row.tls.then(|| files.certificate()),
+        compression: row.compression,
         work: row.work,
     };
     if let Work::Consume { .. } = job.work {
@@ -52,7 +55,7 @@ fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
     raw::publish(
         nsqd.tcp_address(),
         topic,
-        &vec![b'x'; job.body],
+        files::read_bodies(&job.bodies)?,
         batches,
         FILL as usize,
         8,

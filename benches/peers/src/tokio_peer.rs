@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio_nsq::{
     NSQChannel, NSQConfigShared, NSQConsumerConfig, NSQConsumerConfigSources, NSQEvent, NSQProducer, NSQProducerConfig,
     NSQTopic,
@@ -16,19 +17,20 @@ use crate::job::{Job, Work};
 use crate::span::{Clock, Span};
 
 /// Does the job, with the timer's interval if it is not the default.
-pub(crate) async fn be(job: &Job, body: &[u8], flush_interval: Option<Duration>) -> Result<Span> {
+pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Duration>) -> Result<Span> {
     let shared = NSQConfigShared::new();
     let shared = match flush_interval {
         Some(interval) => shared.set_flush_interval(interval),
         None => shared,
     };
     match job.work {
-        Work::Publish { batch, in_flight } => publish(job, shared, body, batch, in_flight).await,
+        Work::Publish { batch, in_flight } => publish(job, shared, bodies, batch, in_flight).await,
         Work::Consume { max_in_flight } => consume(job, shared, max_in_flight).await,
     }
 }
 
-async fn publish(job: &Job, shared: NSQConfigShared, body: &[u8], batch: usize, in_flight: u32) -> Result<Span> {
+async fn publish(job: &Job, shared: NSQConfigShared, bodies: &[Bytes], batch: usize, in_flight: u32) -> Result<Span> {
+    let mut bodies = bodies.iter().cycle();
     let mut producer = NSQProducerConfig::new(job.nsqd.to_string()).set_shared(shared).build();
     match producer.consume().await {
         Some(NSQEvent::Healthy()) => {}
@@ -38,7 +40,7 @@ async fn publish(job: &Job, shared: NSQConfigShared, body: &[u8], batch: usize, 
     let topics: Vec<Arc<NSQTopic>> = topics.collect::<std::result::Result<_, _>>()?;
     for topic in &topics {
         // The first creates the topic.
-        send(&mut producer, topic, body, batch).await?;
+        send(&mut producer, topic, &mut bodies, batch).await?;
         acknowledged(&mut producer).await?;
     }
     let calls = job.messages / batch as u64;
@@ -47,7 +49,7 @@ async fn publish(job: &Job, shared: NSQConfigShared, body: &[u8], batch: usize, 
     let (mut sent, mut answered) = (0, 0);
     while answered < calls {
         while sent < calls && sent - answered < u64::from(in_flight) {
-            send(&mut producer, topics.next().ok_or("no topic")?, body, batch).await?;
+            send(&mut producer, topics.next().ok_or("no topic")?, &mut bodies, batch).await?;
             sent += 1;
         }
         acknowledged(&mut producer).await?;
@@ -56,11 +58,19 @@ async fn publish(job: &Job, shared: NSQConfigShared, body: &[u8], batch: usize, 
     Ok(clock.stop(calls * batch as u64))
 }
 
-async fn send(producer: &mut NSQProducer, topic: &Arc<NSQTopic>, body: &[u8], batch: usize) -> Result<()> {
-    let sent = if batch == 1 {
-        producer.publish(topic, body.to_vec()).await
-    } else {
-        producer.publish_multiple(topic, vec![body.to_vec(); batch]).await
+async fn send(
+    producer: &mut NSQProducer,
+    topic: &Arc<NSQTopic>,
+    bodies: &mut impl Iterator<Item = &Bytes>,
+    batch: usize,
+) -> Result<()> {
+    let mut batch: Vec<Vec<u8>> = bodies.take(batch).map(|body| body.to_vec()).collect();
+    let sent = match (batch.len(), batch.pop()) {
+        (1, Some(body)) => producer.publish(topic, body).await,
+        (_, last) => {
+            batch.extend(last);
+            producer.publish_multiple(topic, batch).await
+        }
     };
     sent.map_err(|error| error.to_string().into())
 }

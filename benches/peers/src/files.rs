@@ -1,0 +1,71 @@
+//! What nsqd and the clients read: bodies to publish, and a certificate for TLS.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use crate::Result;
+
+/// How long each body is.
+const BODY_LEN: usize = 200;
+
+/// How many differ. Together they are larger than the window of any compression: a client that repeats them all gives it
+/// nothing to find but what bodies have in common.
+const BODIES: usize = 1000;
+
+/// Removed when dropped.
+pub(crate) struct Files(TempDir);
+
+impl Files {
+    pub(crate) fn create() -> Result<Self> {
+        let files = Self(tempfile::tempdir()?);
+        let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+        fs::write(files.certificate(), issued.cert.pem())?;
+        fs::write(files.key(), issued.signing_key.serialize_pem())?;
+        let mut random = fastrand::Rng::with_seed(1);
+        let bodies: Vec<String> = (0..BODIES).map(|_| body(&mut random)).collect();
+        fs::write(files.bodies(), bodies.join("\n"))?;
+        Ok(files)
+    }
+
+    /// Signed by itself, so that it is also the authority to check it with.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.0.path().join("certificate.pem")
+    }
+
+    pub(crate) fn key(&self) -> PathBuf {
+        self.0.path().join("key.pem")
+    }
+
+    pub(crate) fn bodies(&self) -> PathBuf {
+        self.0.path().join("bodies")
+    }
+}
+
+/// The bodies, which live for ever: some clients want that.
+pub(crate) fn read_bodies(path: &Path) -> Result<&'static [Bytes]> {
+    let text: &'static str = fs::read_to_string(path)?.leak();
+    let bodies: Vec<Bytes> = text.lines().map(|body| Bytes::from_static(body.as_bytes())).collect();
+    Ok(bodies.leak())
+}
+
+/// An event as services publish it: names that are always the same, and values that are not.
+fn body(random: &mut fastrand::Rng) -> String {
+    const EVENTS: [&str; 4] = ["order_created", "order_paid", "parcel_sent", "refund_asked"];
+    let mut text = format!(
+        r#"{{"id":"{:016x}","event":"{}","at":{},"user":{},"amount":{}.{:02},"note":""#,
+        random.u64(..),
+        EVENTS[random.usize(..EVENTS.len())],
+        random.u64(1_700_000_000_000..1_800_000_000_000),
+        random.u32(..10_000_000),
+        random.u32(..1000),
+        random.u32(..100),
+    );
+    const END: &str = r#""}"#;
+    while text.len() < BODY_LEN - END.len() {
+        text.push(random.alphanumeric());
+    }
+    text + END
+}
