@@ -198,14 +198,23 @@ impl Lane {
         self.dial_soon.notify_waiters();
     }
 
+    /// The producer ends, but publishes that are under way may still come.
+    pub(super) fn begin_end(&self) {
+        self.raise(Phase::Ending);
+    }
+
     /// Accepts nothing more, for this reason, and ends once nothing is pending.
     pub(super) fn drain(&self, reason: &'static str) {
         self.pipeline
             .close(Error::new(ErrorKind::NotSent, Step::Publish, reason));
+        self.raise(Phase::Draining);
+    }
+
+    fn raise(&self, to: Phase) {
         self.phase.send_if_modified(|phase| {
-            let first = *phase == Phase::Running;
-            *phase = (*phase).max(Phase::Draining);
-            first
+            let is_further = *phase < to;
+            *phase = (*phase).max(to);
+            is_further
         });
     }
 

@@ -12,6 +12,8 @@ const AFTER_THE_LAST_HANDLE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     Running,
+    /// The producer ends. What is under way among several nsqds may still come here.
+    Ending,
     /// Nothing further is accepted; what is pending goes on.
     Draining,
     /// What is still pending is to be resolved at once.

@@ -23,7 +23,7 @@ impl Pipeline {
             // Earlier losses are no matter of the end.
             Phase::Running => false,
             _ if !self.in_pool => true,
-            Phase::Draining => !slot.resolved && matches!(slot.owner, Owner::Left),
+            Phase::Ending | Phase::Draining => !slot.resolved && matches!(slot.owner, Owner::Left),
             Phase::Stopping => !slot.resolved,
         };
         entries.iter().filter(|entry| counts(&state.slots[entry.slot])).count()

@@ -8,6 +8,7 @@ use std::task::{Poll, Waker};
 
 use tokio::time::{Instant, timeout_at};
 
+use super::super::node::Leftover;
 use super::super::pipeline::Generations;
 use super::super::stats::Counts;
 use crate::error::{ErrorKind, Result};
@@ -27,8 +28,8 @@ struct State {
 /// What has happened since the producer began to end.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ending {
-    /// Publishes that ended as unknown.
-    unknown: usize,
+    /// Publishes that ended as unknown, and those that were at no nsqd when it stopped.
+    left: Leftover,
     /// What is still pending was given up. From here on the lanes count it.
     stopped: bool,
 }
@@ -69,7 +70,7 @@ impl Books {
         state.counts.count(outcome, messages as u32);
         if let (Some(ending), Err(error)) = (&mut state.ending, outcome) {
             if !ending.stopped && error.kind() == ErrorKind::Unknown {
-                ending.unknown += 1;
+                ending.left.unknown += 1;
             }
         }
     }
@@ -79,19 +80,19 @@ impl Books {
         self.lock().ending.get_or_insert_default();
     }
 
-    /// What is still pending is given up, with that many publishes at no nsqd that may have arrived.
-    pub(super) fn stop(&self, unknown: usize) {
+    /// What is still pending is given up, with these publishes at no nsqd.
+    pub(super) fn stop(&self, between: Leftover) {
         let mut state = self.lock();
         let ending = state.ending.get_or_insert_default();
         if !ending.stopped {
-            ending.unknown += unknown;
+            ending.left.add(between);
             ending.stopped = true;
         }
     }
 
-    /// How many publishes have ended as unknown since the producer began to end, but those that a lane has counted.
-    pub(super) fn unknown_at_end(&self) -> usize {
-        self.lock().ending.map_or(0, |ending| ending.unknown)
+    /// What has been left since the producer began to end, but what a lane has counted.
+    pub(super) fn left_at_end(&self) -> Leftover {
+        self.lock().ending.unwrap_or_default().left
     }
 
     pub(super) fn counts(&self) -> Counts {

@@ -165,6 +165,7 @@ impl Pool {
     fn close(&self) {
         self.gate.closed.store(true, Ordering::SeqCst);
         self.stop_following();
+        self.all_lanes().iter().for_each(|lane| lane.begin_end());
         self.gate.hurry.get_or_init(|| self.hurry());
         self.detached.room.close();
         if self.gate.inside.load(Ordering::SeqCst) == 0 {
@@ -186,13 +187,13 @@ impl Pool {
         if self.books.flush(at).await.is_ok() {
             if let Ok(mut leftover) = timeout_at(at, all_ended(&lanes)).await {
                 // The lanes tell of those only whose callers have left.
-                leftover.unknown += self.books.unknown_at_end();
+                leftover.add(self.books.left_at_end());
                 return leftover;
             }
         }
         let mut between = self.waiting.publishes();
         lanes.iter().for_each(|lane| between.add(lane.pipeline.in_line()));
-        self.books.stop(between.unknown);
+        self.books.stop(between);
         self.gate.stopping.store(true, Ordering::SeqCst);
         for lane in &lanes {
             lane.drain(SHUT_DOWN);
@@ -200,8 +201,7 @@ impl Pool {
         }
         self.notices.up.ring();
         let mut leftover = all_ended(&lanes).await;
-        leftover.not_sent += between.not_sent;
-        leftover.unknown += self.books.unknown_at_end();
+        leftover.add(self.books.left_at_end());
         // Not those with a caller: it may never look.
         self.detached.all_ended().await;
         leftover

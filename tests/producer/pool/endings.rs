@@ -257,6 +257,43 @@ async fn a_second_shutdown_reports_what_the_first_one_left() {
     assert_eq!(patient.await.unwrap().unknown, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_second_shutdown_reports_what_the_first_one_did_not_send() {
+    let nsqds = Nsqds::start(0);
+    let producer = nsqds.producer(2).connect_lazily().unwrap();
+    let published = publish(&producer, "t", "m");
+    settle().await;
+    let patient = producer.clone();
+    let patient = tokio::spawn(async move { patient.shutdown(60 * SECOND).await });
+    settle().await;
+    assert_eq!(producer.shutdown(SECOND).await.not_sent, 1);
+    assert_eq!(published.await.unwrap().unwrap_err().kind(), ErrorKind::NotSent);
+    assert_eq!(patient.await.unwrap().not_sent, 1);
+}
+
+/// Its nsqd dies while the shutdown waits for another.
+#[tokio::test(start_paused = true)]
+async fn p2_a_shutdown_reports_what_was_lost_without_its_caller() {
+    let mut nsqds = Nsqds::start(2);
+    let (producer, mut peers) = nsqds.connect(nsqds.producer(2)).await;
+    let left = publish(&producer, "t", "left");
+    settle().await;
+    let awaited = publish(&producer, "t", "awaited");
+    settle().await;
+    left.abort();
+    let ending = producer.clone();
+    let ending = tokio::spawn(async move { ending.shutdown(5 * SECOND).await });
+    settle().await;
+    nsqds.close("a:1");
+    peers.remove(0);
+    settle().await;
+    peers[0].command().await;
+    peers[0].ok().await;
+    awaited.await.unwrap().unwrap();
+    let report = ending.await.unwrap();
+    assert_eq!((report.unknown, report.not_sent), (1, 0));
+}
+
 /// A repetition that waits at an nsqd, in its queue or for room there, and next to it a publish that was never sent.
 #[tokio::test(start_paused = true)]
 async fn p2_a_shutdown_counts_a_repetition_that_waits_at_an_nsqd_as_unknown() {

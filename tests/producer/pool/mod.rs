@@ -6,6 +6,7 @@ mod detached;
 mod discovery;
 mod endings;
 mod random;
+mod random_changes;
 mod retry;
 mod routing;
 

@@ -16,16 +16,18 @@ use super::{NAMES, SECOND, text};
 use crate::support::{Command, Peer};
 
 /// Which nsqd has accepted which message.
-type Books = Arc<Mutex<HashMap<String, Vec<usize>>>>;
+pub(super) type Books = Arc<Mutex<HashMap<String, Vec<usize>>>>;
 
 /// What the hook was told of messages that nobody waited for.
 type Told = Arc<Mutex<Vec<(String, Error)>>>;
 
-struct Chaos {
-    network: MemoryNetwork,
-    books: Books,
+pub(super) struct Chaos {
+    pub(super) network: MemoryNetwork,
+    pub(super) books: Books,
     /// From now on everybody is well.
-    calm: Arc<AtomicBool>,
+    pub(super) calm: Arc<AtomicBool>,
+    /// Some refuse because they are exiting.
+    pub(super) exiting: bool,
 }
 
 impl Chaos {
@@ -33,7 +35,7 @@ impl Chaos {
         self.calm.load(Ordering::Relaxed)
     }
 
-    async fn nsqd(self, number: usize, mut rng: Rng) {
+    pub(super) async fn nsqd(self, number: usize, mut rng: Rng) {
         loop {
             if !self.is_calm() && rng.u8(..3) == 0 {
                 sleep(millis(&mut rng, 3_000)).await;
@@ -63,7 +65,13 @@ impl Chaos {
                     break;
                 }
                 if what < 8 && !command.bodies().is_empty() {
-                    peer.error("E_PUB_FAILED PUB failed").await;
+                    let exiting = self.exiting && what < 7;
+                    peer.error(if exiting {
+                        "E_MPUB_FAILED MPUB failed exiting"
+                    } else {
+                        "E_PUB_FAILED PUB failed"
+                    })
+                    .await;
                     break;
                 }
                 for body in command.bodies() {
@@ -81,7 +89,7 @@ impl Chaos {
     }
 }
 
-fn millis(rng: &mut Rng, most: u64) -> Duration {
+pub(super) fn millis(rng: &mut Rng, most: u64) -> Duration {
     Duration::from_millis(rng.u64(1..=most))
 }
 
@@ -198,6 +206,7 @@ async fn live(seed: u64) {
             network: network.clone(),
             books: Arc::clone(&books),
             calm: Arc::clone(&calm),
+            exiting: false,
         };
         tokio::spawn(chaos.nsqd(number, rng.fork()));
     }
