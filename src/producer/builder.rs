@@ -54,7 +54,7 @@ pub struct ProducerBuilder {
     pub(super) linger: Duration,
     pub(super) linger_messages: Option<usize>,
     pub(super) on_failure: FailureHook,
-    pub(super) growable: bool,
+    pub(super) dynamic_nsqds: bool,
 }
 
 impl ProducerBuilder {
@@ -74,7 +74,7 @@ impl ProducerBuilder {
             linger: Duration::ZERO,
             linger_messages: None,
             on_failure: FailureHook::default(),
-            growable: false,
+            dynamic_nsqds: false,
         }
     }
 
@@ -93,9 +93,10 @@ impl ProducerBuilder {
     /// although only one is given. Default: false. It has no effect with several nsqds, with [`lookupd`](Self::lookupd) or
     /// with [`at_least_once`](Self::at_least_once): then they can be.
     ///
-    /// With one nsqd for good a publish has nothing to choose, which makes it cheaper.
-    pub fn growable(mut self, on: bool) -> Self {
-        self.growable = on;
+    /// The producer is then one with several nsqds, even while it has a single one: see [`routing`](Self::routing). A publish
+    /// goes on only while it is polled, and costs an allocation and a choice more than with one nsqd for good.
+    pub fn dynamic_nsqds(mut self, on: bool) -> Self {
+        self.dynamic_nsqds = on;
         self
     }
 
@@ -376,7 +377,7 @@ impl ProducerBuilder {
         };
         let lanes = match &nsqds[..] {
             // Nothing to choose, copy or repeat: the publish goes straight into the one pipeline.
-            [(only, _)] if nodes.is_none() && !self.policy.at_least_once && !self.growable => {
+            [(only, _)] if nodes.is_none() && !self.policy.at_least_once && !self.dynamic_nsqds => {
                 Lanes::One(Lane::only(Arc::clone(only), &options))
             }
             several => {

@@ -111,7 +111,7 @@ impl Lanes {
         match self {
             Self::Many(pool) => Ok(pool),
             Self::One(lane) => Err(Error::invalid(format!(
-                "the producer was built for nsqd {} alone: build it with growable(true) to add or remove nsqds",
+                "the producer was built for nsqd {} alone: build it with dynamic_nsqds(true) to add or remove nsqds",
                 lane.address
             ))),
         }

@@ -138,9 +138,11 @@ struct Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerReport {
-    /// Publishes that ended as [`ErrorKind::NotSent`] because of the shutdown.
+    /// Publishes that were accepted and ended as [`ErrorKind::NotSent`] because of the shutdown. Those that still waited for
+    /// room end so, too, and are not counted.
     pub not_sent: usize,
-    /// Publishes whose answer never came: they ended as [`ErrorKind::Unknown`], or their callers had left.
+    /// Publishes whose answer never came: they ended as [`ErrorKind::Unknown`], or their callers had left. With one nsqd those
+    /// count whose answer is missing at the end, with several those whose callers were told so meanwhile.
     pub unknown: usize,
 }
 
@@ -183,7 +185,7 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropping the future before the message was handed to the connection takes it back; after that it is published
-    /// and its answer ignored. With [`copies`](ProducerBuilder::copies), those that wait at an nsqd are published, too. Other
+    /// and its answer ignored, unless it would have to be sent again, which is not done for nobody. With [`copies`](ProducerBuilder::copies), those that wait at an nsqd are published, too. Other
     /// publishes are not affected.
     pub async fn publish<T>(&self, topic: T, body: impl Into<Bytes>) -> Result<()>
     where
@@ -376,7 +378,7 @@ impl Producer {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let (first, second) = (Nsqd::start().await?, Nsqd::start().await?);
-    /// let producer = Producer::builder().nsqd(first.address()).growable(true).connect().await?;
+    /// let producer = Producer::builder().nsqd(first.address()).dynamic_nsqds(true).connect().await?;
     /// // The first one is to be replaced.
     /// producer.add_nsqd(second.address())?;
     /// producer.remove_nsqd(first.address())?;
@@ -388,7 +390,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] if this is no address, or if the producer was built for one nsqd only and not
-    /// [`growable`](ProducerBuilder::growable); [`ErrorKind::Shutdown`] if it has been shut down.
+    /// [`dynamic_nsqds`](ProducerBuilder::dynamic_nsqds); [`ErrorKind::Shutdown`] if it has been shut down.
     pub fn add_nsqd(&self, address: &str) -> Result<bool> {
         let address = address::parse("nsqd", address)?;
         self.shared.lanes.add_nsqd(&address)

@@ -17,8 +17,9 @@ use crate::name::Topic;
 /// A producer as a [`Sink`] of topics and bodies: see [`Producer::sink`].
 ///
 /// It is ready while there is room for another publish; many are on their way at once. A flush ends once nsqd has
-/// answered for all that went in, which leave at once, without [lingering](crate::ProducerBuilder::linger). Of those that failed, the first is reported, with its topic: by the flush, or by
-/// `poll_ready` if that is asked earlier. After an error the sink goes on.
+/// answered for all that went in, which leave at once, without [lingering](crate::ProducerBuilder::linger). Of those that
+/// failed, the first is reported, with its topic: by the flush, or by `poll_ready` if that is asked earlier. After an error
+/// the sink goes on.
 ///
 /// # Drop
 /// What is on its way goes on, but the last item if there was no room for it yet. Failures from then on go to

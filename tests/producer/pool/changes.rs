@@ -11,7 +11,7 @@ use crate::support::settle;
 #[tokio::test(start_paused = true)]
 async fn p1_nsqds_come_and_go_and_what_is_pending_is_still_sent() {
     let mut nsqds = Nsqds::start(2);
-    let builder = nsqds.producer(1).growable(true).routing(Routing::failover());
+    let builder = nsqds.producer(1).dynamic_nsqds(true).routing(Routing::failover());
     let connecting = tokio::spawn(builder.connect());
     let mut first = nsqds.accept("a:1").await;
     let producer = connecting.await.unwrap().unwrap();
@@ -59,7 +59,7 @@ async fn what_cannot_be_added_or_removed_is_told() {
         let error = changed.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         let text = error.to_string();
-        assert!(text.contains("a:1") && text.contains("growable(true)"), "{text}");
+        assert!(text.contains("a:1") && text.contains("dynamic_nsqds(true)"), "{text}");
     }
     let producer = nsqds.producer(2).connect_lazily().unwrap();
     for bad in ["", "two", "two:0", "http://two:4150"] {
@@ -103,7 +103,7 @@ async fn an_nsqd_goes_when_neither_its_user_nor_an_nsqlookupd_tells_of_it() {
 #[tokio::test(start_paused = true)]
 async fn nsqds_can_be_added_outside_of_the_runtime() {
     let mut nsqds = Nsqds::start(1);
-    let (producer, _served) = nsqds.serve(nsqds.producer(1).growable(true)).await;
+    let (producer, _served) = nsqds.serve(nsqds.producer(1).dynamic_nsqds(true)).await;
     nsqds.open("b:1");
     let adding = std::thread::spawn(move || producer.add_nsqd("b:1").map(|is_new| (producer, is_new)));
     let (_producer, is_new) = adding.join().unwrap().unwrap();

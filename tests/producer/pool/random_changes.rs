@@ -58,7 +58,7 @@ impl Life {
         let hears = Arc::clone(&told);
         let mut builder = Producer::builder()
             .connection(ConnectionConfig::new().connector(network.connector()))
-            .growable(true)
+            .dynamic_nsqds(true)
             .nsqd(NAMES[0]);
         if copies > 1 {
             builder = builder.nsqd(NAMES[1]);
