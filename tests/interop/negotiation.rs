@@ -46,7 +46,7 @@ async fn every_combination_carries_every_size_and_every_publish() {
     // Some at once: nsqd may need 5 s to find out that a channel has deferred messages.
     for combinations in Combination::all().chunks(6) {
         let mut runs = JoinSet::new();
-        for combination in combinations.to_vec() {
+        for &combination in combinations {
             let house = House::start().await;
             let nsqd = nsqd(&brokers, &house, &combination).await;
             runs.spawn(async move { exchange::every_size_and_every_publish(&house, &combination, &nsqd).await });
