@@ -252,7 +252,8 @@ impl ConnectionConfig {
     /// costs nsqd three system calls for each message (and three records of TLS, or three chunks of snappy) where the
     /// buffer needs one for hundreds, so it is wrong for channels with much to deliver. With a
     /// [`max_in_flight`](crate::ConsumerBuilder::max_in_flight) of 1 it changes nothing: nsqd never holds that message
-    /// back.
+    /// back. With [`Compression::Deflate`] it changes nothing either: without a buffer, nsqd would hold deflated messages
+    /// back until the next heartbeat.
     ///
     /// The later of this and [`output_buffer_size`](Self::output_buffer_size) counts.
     #[must_use]
@@ -379,8 +380,9 @@ impl ConnectionConfig {
             user_agent: Some(self.user_agent.clone()),
             feature_negotiation: true,
             heartbeat_interval: Some(self.heartbeat_interval.map_or(-1, millis)),
-            output_buffer_size: match self.low_latency {
+            output_buffer_size: match self.low_latency && self.compression.deflate_level().is_none() {
                 true => Some(-1),
+                // With a size of -1 nsqd drops its timer, which is what flushes deflate.
                 false => self.output_buffer_size.map(|bytes| bytes as i64),
             },
             output_buffer_timeout: self.output_buffer_timeout.map(millis),
@@ -471,6 +473,17 @@ mod tests {
         assert_eq!(told(config.clone()), [place("eu"), place("b")]);
         assert_eq!(told(config.for_consumer(1)), [place("eu"), place("b")]);
         assert_eq!(told(ConnectionConfig::new().topology("eu", "")), [place("eu"), None]);
+    }
+
+    #[test]
+    fn low_latency_leaves_nsqd_the_buffer_whose_timer_flushes_deflate() {
+        let low_latency = ConnectionConfig::new().low_latency();
+        let size = |config: &ConnectionConfig| config.identify().output_buffer_size;
+        assert_eq!(size(&low_latency), Some(-1));
+        assert_eq!(size(&low_latency.clone().compression(Compression::Snappy)), Some(-1));
+        let deflate = low_latency.compression(Compression::Deflate { level: 6 });
+        assert_eq!(size(&deflate), None);
+        assert_eq!(size(&deflate.for_consumer(2500)), Some(65_536));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use async_nsq::test_server::Lookupd;
 use async_nsq::transport::MemoryNetwork;
-use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, ErrorKind, LookupdConfig, Step, TlsConfig};
+use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, ErrorKind, LookupdConfig, Producer, Step, TlsConfig};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
@@ -176,6 +176,70 @@ async fn n3_nsqlookupd_is_asked_over_tls_with_a_private_authority_and_a_secret()
             .await,
         1
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn n3_nsqlookupd_is_asked_by_the_tls_settings_for_nsqd_unless_it_has_its_own() {
+    let (authority, clients, other) = (Authority::new(), Authority::new(), Authority::named("other"));
+    let house = House::start(authority.server("lookupd.example", Some(&clients)));
+    let known = clients.sign("billing");
+    let tls = TlsConfig::new()
+        .root_ca_pem(authority.pem.clone())
+        .client_certificate_pem(known.0.pem(), known.1.serialize_pem());
+    let connection = |tls: TlsConfig| ConnectionConfig::new().connector(house.network.connector()).tls(tls);
+    let asks = async |consumer: ConsumerBuilder| {
+        let before = house.lookupd.requests();
+        let consumer = consumer.lookupd_timeout(SECOND).start(succeed).await.unwrap();
+        let _scripted_nsqd_accepts_nobody = consumer.ready(SECOND / 2).await;
+        house.lookupd.requests() - before
+    };
+    let consumer = || Consumer::builder("orders", "billing");
+    // Trust and certificate are those for nsqd.
+    let by_nsqd = consumer().connection(connection(tls.clone()));
+    assert_eq!(asks(by_nsqd.clone().lookupd("https://lookupd.example")).await, 1);
+    // In whichever order they are given.
+    let other_order = consumer()
+        .lookupd("https://lookupd.example")
+        .connection(connection(tls.clone()));
+    assert_eq!(asks(other_order).await, 1);
+    // An nsqlookupd without TLS is still asked without.
+    assert_eq!(asks(by_nsqd.clone().lookupd(PLAIN)).await, 1);
+    // Its own settings go first, for better and for worse.
+    let trusts_others = TlsConfig::new().root_ca_pem(other.pem);
+    let own = consumer()
+        .connection(connection(trusts_others.clone()))
+        .lookupd(https(tls.clone()));
+    assert_eq!(asks(own).await, 1);
+    let own = by_nsqd.lookupd(https(trusts_others));
+    assert_eq!(asks(own).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n3_an_nsqlookupd_that_is_added_later_is_asked_by_the_tls_settings_for_nsqd() {
+    let authority = Authority::new();
+    let house = House::start(authority.server("lookupd.example", None));
+    let tls = TlsConfig::new().root_ca_pem(authority.pem.clone());
+    let connection = ConnectionConfig::new().connector(house.network.connector()).tls(tls);
+    let consumer = Consumer::builder("orders", "billing")
+        .connection(connection)
+        .lookupd("nowhere.example:4161");
+    let consumer = consumer.start(succeed).await.unwrap();
+    assert!(consumer.add_lookupd("https://lookupd.example").await.unwrap());
+    let _scripted_nsqd_accepts_nobody = consumer.ready(SECOND / 2).await;
+    assert_eq!(house.lookupd.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n3_a_producer_asks_nsqlookupd_by_the_tls_settings_for_nsqd() {
+    let authority = Authority::new();
+    let house = House::start(authority.server("lookupd.example", None));
+    let tls = TlsConfig::new().root_ca_pem(authority.pem.clone());
+    let producer = Producer::builder()
+        .connection(ConnectionConfig::new().connector(house.network.connector()).tls(tls))
+        .lookupd("https://lookupd.example");
+    let producer = producer.connect_lazily().unwrap();
+    let _scripted_nsqd_accepts_nobody = producer.ready(SECOND / 2).await;
+    assert!(house.lookupd.requests() > 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ mod identify_again;
 mod keep_alive;
 mod loss;
 mod mixed;
+mod negotiation;
 mod nodes;
 mod publishing;
 mod tap;

@@ -6,6 +6,9 @@
     reason = "helpers are shared, and helpers of tests may fail them"
 )]
 
+mod cuts;
+mod exchange;
+mod rotation;
 mod support;
 
 #[path = "../support/mod.rs"]

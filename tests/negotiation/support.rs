@@ -4,8 +4,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_nsq::test_server::{AuthServer, Grant, Permission};
+use async_nsq::transport::MemoryNetwork;
 use async_nsq::{Compression, ConnectionConfig, TlsConfig};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -17,6 +19,9 @@ pub const HOST: &str = "127.0.0.1";
 pub const IDENTITY: &str = "billing";
 
 pub const SECRET: &str = "open sesame";
+
+/// How long a busy machine may take for what takes milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Somebody who signs certificates.
 pub struct Authority {
@@ -102,6 +107,25 @@ impl Combination {
         auth: false,
     };
 
+    pub const AUTH: Self = Self {
+        auth: true,
+        ..Self::PLAIN
+    };
+
+    /// Each codec alone, and under all else.
+    pub fn compressed() -> Vec<Self> {
+        let mut all = Self::all();
+        all.retain(|combination| {
+            let extreme = match combination.encryption {
+                Encryption::Plain => !combination.auth,
+                Encryption::Tls => false,
+                Encryption::MutualTls => combination.auth,
+            };
+            extreme && combination.compression != Compression::None
+        });
+        all
+    }
+
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for encryption in [Encryption::Plain, Encryption::Tls, Encryption::MutualTls] {
@@ -134,22 +158,47 @@ impl House {
     /// An authority that has signed a certificate for [`HOST`] and one for a client, and an auth server at a loopback port
     /// that knows [`SECRET`].
     pub async fn start() -> Self {
+        Self::with(AuthServer::start().await.unwrap())
+    }
+
+    /// As [`start`](Self::start), with the auth server in this network.
+    pub async fn start_in(network: &MemoryNetwork) -> Self {
+        Self::with(AuthServer::start_in(network, "auth:4181").await.unwrap())
+    }
+
+    fn with(auth: AuthServer) -> Self {
         let authority = Authority::new("the house's authority");
         let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
-        authority.sign(HOST).write(folder.path(), "nsqd");
-        authority.sign(IDENTITY).write(folder.path(), "client");
-        let auth = AuthServer::start().await.unwrap();
         let everything = [Permission::Publish, Permission::Subscribe];
         auth.grant(SECRET, Grant::new().identity(IDENTITY).allow(".*", [".*"], everything));
-        Self {
+        let house = Self {
             authority,
             auth,
             folder,
-        }
+        };
+        house.write_servers();
+        house.write_clients(IDENTITY);
+        house
     }
 
-    /// Where `ca.pem`, `nsqd.pem`, `nsqd.key`, `client.pem` and `client.key` are.
+    /// Has a new authority, whose files are not written yet. Its name is another one, too: authorities are looked up by name.
+    pub fn replace_authority(&mut self) {
+        self.authority = Authority::new("the house's next authority");
+    }
+
+    /// Writes nsqd's certificate and the authority of its clients, who know nothing of it.
+    pub fn write_servers(&self) {
+        fs::write(self.file("clients-ca.pem"), self.authority.pem()).unwrap();
+        self.authority.sign(HOST).write(self.folder.path(), "nsqd");
+    }
+
+    /// Writes a client's certificate for this name, and the authority of nsqd.
+    pub fn write_clients(&self, name: &str) {
+        fs::write(self.file("ca.pem"), self.authority.pem()).unwrap();
+        self.authority.sign(name).write(self.folder.path(), "client");
+    }
+
+    /// Where `ca.pem`, `client.pem` and `client.key` are for clients, and `clients-ca.pem`, `nsqd.pem` and `nsqd.key` for nsqd.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -165,7 +214,7 @@ impl House {
             flags.push(("tls-required", "tcp-https".to_owned()));
         }
         if combination.encryption == Encryption::MutualTls {
-            flags.push(("tls-root-ca-file", file("ca.pem")));
+            flags.push(("tls-root-ca-file", file("clients-ca.pem")));
             flags.push(("tls-client-auth-policy", "require-verify".to_owned()));
         }
         if combination.auth {
@@ -176,7 +225,10 @@ impl House {
 
     /// A client that trusts the authority, and asks for this.
     pub fn connection(&self, combination: &Combination) -> ConnectionConfig {
-        let mut connection = ConnectionConfig::new().compression(combination.compression);
+        let mut connection = ConnectionConfig::new()
+            .compression(combination.compression)
+            .dial_timeout(PATIENCE)
+            .handshake_timeout(PATIENCE);
         let tls = TlsConfig::new().root_ca_file(self.file("ca.pem"));
         match combination.encryption {
             Encryption::Plain => {}

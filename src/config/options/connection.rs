@@ -217,10 +217,11 @@ mod tests {
             "{:?}",
             asked.connector
         );
+        assert!(asked.low_latency);
         let asked = asked.identify();
         assert_eq!(asked.topology_region.as_deref(), Some("eu"));
         assert_eq!(asked.topology_zone.as_deref(), Some("c"));
-        assert_eq!((asked.msg_timeout, asked.output_buffer_size), (Some(90_000), Some(-1)));
+        assert_eq!(asked.msg_timeout, Some(90_000));
         assert_eq!(asked.deflate_level, Some(3));
     }
 
