@@ -199,12 +199,22 @@ fn private_key(pem: &PrivatePem) -> Result<PrivateKeyDer<'static>> {
         }
         PrivatePem::Bytes(secret) => ("given as bytes".to_owned(), secret.reveal().to_vec()),
     };
-    PrivateKeyDer::from_pem_slice(&text)
-        .map_err(|error| Error::option(OPTION, shown, "one private key in PEM, not encrypted").because(error))
+    // The reason may hold what was read: of a key that has lost its line breaks, all of it.
+    PrivateKeyDer::from_pem_slice(&text).map_err(|_may_be_the_key| {
+        let allowed = "one private key in PEM with its line breaks, not encrypted";
+        Error::option(OPTION, shown, allowed)
+    })
 }
 
 fn unreadable(option: &str, path: &std::path::Path, error: io::Error) -> Error {
-    Error::option(option, format_args!("{path:?}"), "a file that can be read").because(error)
+    let path = format!("{path:?}");
+    // Given instead of its path, a key would get into logs.
+    let shown = if path.contains("-----BEGIN") {
+        "PEM itself"
+    } else {
+        &path
+    };
+    Error::option(option, shown, "the path of a file that can be read").because(error)
 }
 
 /// The refusal by TLS that is behind a failure of a stream, if there is one: a peer of TLS 1.3 refuses our certificate only
