@@ -433,7 +433,8 @@ mod tests {
         std::fs::write(&paths[0], key).unwrap();
         std::fs::write(&paths[1], &certificate).unwrap();
         for tls in [
-            TlsConfig::new().client_certificate_pem(certificate, key),
+            TlsConfig::new().client_certificate_pem(certificate.clone(), key),
+            TlsConfig::new().client_certificate_pem(key, certificate),
             TlsConfig::new().client_certificate_files(&paths[1], &paths[0]),
             TlsConfig::new().client_certificate_files(&paths[1], key),
         ] {
@@ -445,7 +446,7 @@ mod tests {
                 "{error} {:?} {error:?} {tls:?}",
                 error.source().map(ToString::to_string)
             );
-            assert!(told.contains("client_certificate's key"), "{told}");
+            assert!(told.contains("client_certificate"), "{told}");
             // As text, and as the list of bytes as which the parser's errors show it.
             assert!(!told.contains("aHVzaA") && !told.contains("97, 72, 86"), "{told}");
         }

@@ -11,7 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
     self, AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -186,7 +186,7 @@ fn certificates(option: &str, pem: &Pem) -> Result<Vec<CertificateDer<'static>>>
             format_args!("{shown} without a certificate"),
             allowed,
         )),
-        Err(error) => Err(Error::option(option, shown, allowed).because(error)),
+        Err(error) => Err(not_pem(Error::option(option, shown, allowed), error)),
     }
 }
 
@@ -199,11 +199,17 @@ fn private_key(pem: &PrivatePem) -> Result<PrivateKeyDer<'static>> {
         }
         PrivatePem::Bytes(secret) => ("given as bytes".to_owned(), secret.reveal().to_vec()),
     };
-    // The reason may hold what was read: of a key that has lost its line breaks, all of it.
-    PrivateKeyDer::from_pem_slice(&text).map_err(|_may_be_the_key| {
-        let allowed = "one private key in PEM with its line breaks, not encrypted";
-        Error::option(OPTION, shown, allowed)
-    })
+    let allowed = "one private key in PEM with its line breaks, not encrypted";
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| not_pem(Error::option(OPTION, shown, allowed), error))
+}
+
+/// Some reasons hold the line that was read. That may be a key: one that has lost its line breaks, or is where a certificate
+/// belongs.
+fn not_pem(error: Error, reason: pem::Error) -> Error {
+    match reason {
+        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => error,
+        reason => error.because(reason),
+    }
 }
 
 fn unreadable(option: &str, path: &std::path::Path, error: io::Error) -> Error {
