@@ -419,6 +419,40 @@ mod tests {
     }
 
     #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+    #[test]
+    fn n3_a_key_in_the_wrong_shape_or_place_is_not_shown() {
+        use std::error::Error as _;
+        // As a variable of the environment often has it.
+        let key = "-----BEGIN PRIVATE KEY----- aHVzaA== -----END PRIVATE KEY-----";
+        let certificate = rcgen::generate_simple_self_signed(["nsqd".to_owned()])
+            .unwrap()
+            .cert
+            .pem();
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["key.pem", "certificate.pem"].map(|name| folder.path().join(name));
+        std::fs::write(&paths[0], key).unwrap();
+        std::fs::write(&paths[1], &certificate).unwrap();
+        for tls in [
+            TlsConfig::new().client_certificate_pem(certificate.clone(), key),
+            TlsConfig::new().client_certificate_pem(key, certificate),
+            TlsConfig::new().client_certificate_files(&paths[1], &paths[0]),
+            TlsConfig::new().client_certificate_files(&paths[1], key),
+        ] {
+            let error = LookupdConfig::new("https://lookupd")
+                .tls(tls.clone())
+                .resolve()
+                .unwrap_err();
+            let told = format!(
+                "{error} {:?} {error:?} {tls:?}",
+                error.source().map(ToString::to_string)
+            );
+            assert!(told.contains("client_certificate"), "{told}");
+            // As text, and as the list of bytes as which the parser's errors show it.
+            assert!(!told.contains("aHVzaA") && !told.contains("97, 72, 86"), "{told}");
+        }
+    }
+
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
     fn rustls_with_no_roots() -> tokio_rustls::rustls::ClientConfig {
         use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
         ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))

@@ -168,6 +168,7 @@ impl<R: Role> Driver<R> {
         let mut moved = false;
         let mut blocked = false;
         while !self.write.is_empty() {
+            let taken = self.meter.taken();
             match Pin::new(&mut self.io).poll_write(cx, self.write.unwritten()) {
                 Poll::Ready(Ok(0)) => return Err(self.lost(Step::Write, io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
@@ -175,7 +176,12 @@ impl<R: Role> Driver<R> {
                     self.needs_flush = true;
                     moved = true;
                 }
-                Poll::Ready(Err(error)) => return Err(self.lost(Step::Write, error)),
+                Poll::Ready(Err(error)) => {
+                    if self.meter.taken() != taken {
+                        self.write.tear();
+                    }
+                    return Err(self.lost(Step::Write, error));
+                }
                 Poll::Pending => {
                     blocked = true;
                     break;
@@ -312,4 +318,105 @@ fn poll_read(io: &mut BoxIo, buffer: &mut BytesMut, cx: &mut Context<'_>) -> Pol
     // The future holds nothing between polls, so making a new one each time loses nothing.
     let read = pin!(io.read_buf(buffer));
     read.poll(cx).map_ok(|count| (count, room))
+}
+
+#[cfg(test)]
+#[cfg(feature = "deflate")]
+mod tests {
+    use bytes::BufMut;
+    use tokio::io::{AsyncRead, ReadBuf};
+
+    use super::*;
+    use crate::transport::compressed::{Codec, Compressed};
+
+    /// Takes so many bytes, and then breaks.
+    struct Breaks(usize);
+
+    impl AsyncRead for Breaks {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Breaks {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let count = self.0.min(bytes.len());
+            self.0 -= count;
+            Poll::Ready(if count == 0 {
+                Err(io::ErrorKind::BrokenPipe.into())
+            } else {
+                Ok(count)
+            })
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Has one thing to send.
+    struct Sends(Vec<u8>);
+
+    impl Role for Sends {
+        fn poll_commands(&mut self, _: &mut Context<'_>, out: &mut WriteBuffer) -> Queued {
+            if self.0.is_empty() {
+                return Queued::Nothing;
+            }
+            out.bytes().put_slice(&std::mem::take(&mut self.0));
+            Queued::Commands
+        }
+
+        fn handle_response(&mut self, _: Bytes) -> Result<()> {
+            Ok(())
+        }
+
+        fn handle_error(&mut self, _: ErrorCode, _: &str) -> Result<()> {
+            Ok(())
+        }
+
+        fn handle_message(&mut self, _: Message) -> Result<()> {
+            Ok(())
+        }
+
+        fn frames_end(&mut self) {}
+    }
+
+    /// What was written and what may have left, of 60,000 bytes to a stream that breaks after `room`.
+    async fn broken_after(room: usize, compressed: bool) -> (u64, u64) {
+        let mut random = fastrand::Rng::with_seed(1);
+        let meter = Meter::default();
+        let io = meter.measure(Box::new(Breaks(room)));
+        let io: BoxIo = if compressed {
+            Box::new(Compressed::new(io, Codec::deflate(6), BytesMut::new()))
+        } else {
+            io
+        };
+        let connection = Established {
+            io,
+            meter,
+            address: Arc::from("nsqd:4150"),
+            decoder: FrameDecoder::new(1024),
+            unread: BytesMut::new(),
+            negotiated: Arc::default(),
+            heartbeat_interval: None,
+        };
+        let role = Sends(std::iter::repeat_with(|| random.u8(..)).take(60_000).collect());
+        let mut driver = Driver::new(connection, role);
+        assert_eq!((&mut driver).await.unwrap_err().step(), Some(Step::Write));
+        let (_, write) = driver.into_role();
+        (write.written(), write.may_have_left())
+    }
+
+    #[tokio::test]
+    async fn p1_what_a_failed_write_may_have_sent_is_not_taken_for_unsent() {
+        // A plain stream tells what it has taken, and a codec that takes nothing has sent nothing.
+        assert_eq!(broken_after(10_000, false).await, (10_000, 10_000));
+        assert_eq!(broken_after(0, true).await, (0, 0));
+        // What the codec was handed is partly out when it says that it has failed.
+        assert_eq!(broken_after(10_000, true).await, (0, 60_000));
+    }
 }

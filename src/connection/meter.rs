@@ -26,9 +26,14 @@ impl Meter {
         Box::new(Metered { io, taken })
     }
 
+    /// How many bytes it has taken so far.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Whether any byte was taken since the last call.
     pub(super) fn has_moved(&mut self) -> bool {
-        let taken = self.taken.load(Ordering::Relaxed);
+        let taken = self.taken();
         std::mem::replace(&mut self.seen, taken) != taken
     }
 }

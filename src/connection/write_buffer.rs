@@ -13,6 +13,8 @@ const KEPT_CAPACITY: usize = 8 * 1024;
 pub(crate) struct WriteBuffer {
     bytes: BytesMut,
     written: u64,
+    /// A write has failed after some of it had left.
+    torn: bool,
 }
 
 impl WriteBuffer {
@@ -29,6 +31,17 @@ impl WriteBuffer {
     /// The position up to which the socket has taken the bytes.
     pub(crate) fn written(&self) -> u64 {
         self.written
+    }
+
+    /// The position behind which nothing can have reached the peer.
+    pub(crate) fn may_have_left(&self) -> u64 {
+        if self.torn { self.end() } else { self.written }
+    }
+
+    /// A write has failed, but not before some of it had left: TLS and compression take a write whole and then pass it on in
+    /// parts, so how much of it is out cannot be known.
+    pub(super) fn tear(&mut self) {
+        self.torn = true;
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -97,7 +97,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How to connect. Default: [`ConnectionConfig::new`].
+    /// How to connect. Default: [`ConnectionConfig::new`]. It replaces what [`options`](Self::options) said of that before.
     pub fn connection(mut self, connection: ConnectionConfig) -> Self {
         self.connection = connection;
         self

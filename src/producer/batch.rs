@@ -137,7 +137,7 @@ impl Turns {
         entries
     }
 
-    /// The connection has ended after the socket had taken `written` bytes.
+    /// The connection has ended, and of what was written nothing behind `written` bytes can have left.
     pub(super) fn lost(&mut self, written: u64) -> Lost {
         let mut lost = Lost::default();
         for mut turn in self.unanswered.drain(..) {

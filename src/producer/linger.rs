@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::ends_at;
+
 /// How long a batch waits for company, and how much of it is enough.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Linger {
@@ -31,7 +33,7 @@ pub(super) enum Departure {
 
 impl Linger {
     pub(super) fn departure(&self, waiting: &Waiting, now: Instant) -> Departure {
-        let at = waiting.since + self.delay;
+        let at = ends_at(waiting.since, self.delay);
         if now >= at || self.is_enough(waiting) {
             Departure::Now
         } else {
@@ -74,5 +76,8 @@ mod tests {
         ] {
             assert_eq!(linger.departure(&enough, since), Departure::Now);
         }
+        // Longer than the clock can tell.
+        let delay = Duration::MAX;
+        assert_ne!(Linger { delay, ..linger }.departure(&few, since), Departure::Now);
     }
 }

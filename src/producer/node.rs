@@ -172,7 +172,7 @@ impl Node {
         };
         let (role, written) = driver.into_role();
         if let Err(error) = &end {
-            leftover.unknown += role.connection_lost(written.written(), error, self.phase.now());
+            leftover.unknown += role.connection_lost(written.may_have_left(), error, self.phase.now());
         }
         end
     }

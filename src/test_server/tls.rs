@@ -84,7 +84,8 @@ impl ServerTls {
     /// [`io::ErrorKind::InvalidInput`] if there is no certificate or no key, or if they do not belong together.
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> io::Result<Self> {
         let chain = certificates(certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| invalid(format!("no private key: {error}")))?;
+        // The reason may hold what was read.
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_may_be_the_key| invalid("no private key in PEM"))?;
         let provider = Arc::new(ring::default_provider());
         let key = provider
             .key_provider

@@ -11,7 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
     self, AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -186,7 +186,7 @@ fn certificates(option: &str, pem: &Pem) -> Result<Vec<CertificateDer<'static>>>
             format_args!("{shown} without a certificate"),
             allowed,
         )),
-        Err(error) => Err(Error::option(option, shown, allowed).because(error)),
+        Err(error) => Err(not_pem(Error::option(option, shown, allowed), error)),
     }
 }
 
@@ -199,12 +199,28 @@ fn private_key(pem: &PrivatePem) -> Result<PrivateKeyDer<'static>> {
         }
         PrivatePem::Bytes(secret) => ("given as bytes".to_owned(), secret.reveal().to_vec()),
     };
-    PrivateKeyDer::from_pem_slice(&text)
-        .map_err(|error| Error::option(OPTION, shown, "one private key in PEM, not encrypted").because(error))
+    let allowed = "one private key in PEM with its line breaks, not encrypted";
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| not_pem(Error::option(OPTION, shown, allowed), error))
+}
+
+/// Some reasons hold the line that was read. That may be a key: one that has lost its line breaks, or is where a certificate
+/// belongs.
+fn not_pem(error: Error, reason: pem::Error) -> Error {
+    match reason {
+        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => error,
+        reason => error.because(reason),
+    }
 }
 
 fn unreadable(option: &str, path: &std::path::Path, error: io::Error) -> Error {
-    Error::option(option, format_args!("{path:?}"), "a file that can be read").because(error)
+    let path = format!("{path:?}");
+    // Given instead of its path, a key would get into logs.
+    let shown = if path.contains("-----BEGIN") {
+        "PEM itself"
+    } else {
+        &path
+    };
+    Error::option(option, shown, "the path of a file that can be read").because(error)
 }
 
 /// The refusal by TLS that is behind a failure of a stream, if there is one: a peer of TLS 1.3 refuses our certificate only

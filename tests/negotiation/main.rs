@@ -10,6 +10,7 @@ mod cuts;
 mod exchange;
 mod rotation;
 mod support;
+mod torn;
 
 #[path = "../support/mod.rs"]
 mod scripted;

@@ -81,7 +81,7 @@ impl Kind {
                 _ => None,
             },
             Self::File => match raw {
-                Raw::Text(path) if !path.is_empty() => Some(Checked::File(path.into())),
+                Raw::Text(path) if !path.is_empty() && !raw.is_pem() => Some(Checked::File(path.into())),
                 _ => None,
             },
             Self::Secret => match raw {

@@ -209,6 +209,7 @@ fn check(name: &str, value: &Raw) -> Result<(&'static str, Checked)> {
             definition.name,
             match definition.kind {
                 Kind::Secret => format!("{} (not shown)", value.kind()),
+                Kind::File if value.is_pem() => "PEM itself (not shown)".to_owned(),
                 _ => value.shown(),
             },
             &definition.kind.allowed(),

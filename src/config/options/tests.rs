@@ -366,6 +366,15 @@ fn n3_secrets_are_shown_nowhere() {
     ] {
         assert!(error.contains("auth_secret") && !error.contains("271828"), "{error}");
     }
+    // A key itself where its file's path belongs.
+    let error = told(
+        "tls_key",
+        "-----BEGIN PRIVATE KEY-----\n271828\n-----END PRIVATE KEY-----",
+    );
+    assert!(
+        error.contains("option tls_key is PEM itself") && !error.contains("271828"),
+        "{error}"
+    );
 }
 
 #[test]

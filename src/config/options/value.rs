@@ -34,6 +34,11 @@ impl Raw {
         }
     }
 
+    /// Whether it is a certificate or a key itself instead of its file's path.
+    pub(super) fn is_pem(&self) -> bool {
+        matches!(self, Self::Text(text) if text.contains("-----BEGIN"))
+    }
+
     /// For errors. Not to be used for what may be a secret.
     pub(super) fn shown(&self) -> String {
         match self {

@@ -106,8 +106,9 @@ impl<'a> Negotiation<'a> {
     }
 
     /// An error frame, as an error that says what to do where that is known.
-    pub(super) fn handle_error(&self, text: &str) -> Error {
-        let refusal = Error::rejected(self.step, &self.without_secret(text));
+    pub(super) fn handle_error(&self, text: &[u8]) -> Error {
+        let text = self.shown(text);
+        let refusal = Error::rejected(self.step, &text);
         if text.contains("(TLS required)") {
             let message = "nsqd requires TLS; give ConnectionConfig::tls";
             return Error::new(ErrorKind::Unsupported, self.step, message)
@@ -117,13 +118,25 @@ impl<'a> Negotiation<'a> {
         refusal
     }
 
-    /// What a peer says gets into logs. nsqd does not repeat the secret; something else may.
-    fn without_secret<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let secret = self.config.auth_secret.as_ref();
-        match secret.and_then(|secret| std::str::from_utf8(secret.reveal()).ok()) {
-            Some(secret) if text.contains(secret) => text.replace(secret, "(the secret)").into(),
-            _ => text.into(),
+    /// What a peer says gets into logs. nsqd does not repeat the secret; something else may. It is looked for in all that was
+    /// said: half of it, or one with its line breaks escaped, would not be found.
+    fn shown(&self, said: &[u8]) -> String {
+        let secret = (self.config.auth_secret.as_ref()).map_or(&[][..], |secret| &secret.reveal()[..]);
+        let mut kept = Vec::with_capacity(said.len());
+        let mut rest = said;
+        while let Some((first, behind)) = rest.split_first() {
+            match rest.strip_prefix(secret) {
+                Some(behind) if !secret.is_empty() => {
+                    kept.extend_from_slice(b"(the secret)");
+                    rest = behind;
+                }
+                _ => {
+                    kept.push(*first);
+                    rest = behind;
+                }
+            }
         }
+        protocol::shown(&kept)
     }
 
     fn identified(&mut self, data: &[u8], out: &mut BytesMut) -> Result<Next> {
@@ -231,7 +244,7 @@ impl<'a> Negotiation<'a> {
         if data == protocol::OK {
             return Ok(());
         }
-        Err(self.broken(format!("the answer is {:?} instead of OK", protocol::shown(data))))
+        Err(self.broken(format!("the answer is {:?} instead of OK", self.shown(data))))
     }
 
     fn broken(&self, message: impl Into<Cow<'static, str>>) -> Error {

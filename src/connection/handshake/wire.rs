@@ -20,7 +20,7 @@ use crate::transport::{BoxIo, TlsSession};
 /// What nsqd says to a command.
 pub(super) enum Answer {
     Response(Vec<u8>),
-    Refusal(String),
+    Refusal(Vec<u8>),
 }
 
 /// The stream, and what was read from it and not looked at yet.
@@ -75,7 +75,7 @@ impl Wire {
                     let _reported_by_the_next_read = self.send(b"NOP\n").await;
                 }
                 Some(Frame::Response(data)) => return Ok(Answer::Response(data.to_vec())),
-                Some(Frame::Error(text)) => return Ok(Answer::Refusal(protocol::shown(&text))),
+                Some(Frame::Error(text)) => return Ok(Answer::Refusal(text.to_vec())),
                 Some(Frame::Message(_)) => {
                     let message = "a message arrived before any was asked for";
                     return Err(Error::new(ErrorKind::Protocol, step, message));

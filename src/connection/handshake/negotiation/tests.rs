@@ -178,10 +178,24 @@ fn answers_that_are_not_nsqds_are_errors_that_name_the_step() {
 fn refusals_keep_their_code_and_say_what_to_do() {
     let config = ConnectionConfig::new();
     let negotiation = Negotiation::begin(&config, None, &mut BytesMut::new());
-    let error = negotiation.handle_error("E_UNAUTHORIZED AUTH no authorizations found");
+    let error = negotiation.handle_error(b"E_UNAUTHORIZED AUTH no authorizations found");
     assert_eq!(error.code(), Some(protocol::ErrorCode::Unauthorized));
     assert!(error.to_string().contains("secret"));
-    let error = negotiation.handle_error("E_INVALID cannot SUB in current state (TLS required)");
+    let error = negotiation.handle_error(b"E_INVALID cannot SUB in current state (TLS required)");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("ConnectionConfig::tls"));
+}
+
+#[test]
+fn n3_a_peer_that_repeats_the_secret_does_not_get_it_into_an_error() {
+    // A long one is cut off when it is shown, and a line break in one is escaped.
+    for secret in ["hush-".repeat(400), "hush-\nhush-".to_owned()] {
+        let config = ConnectionConfig::new().auth_secret(&secret).allow_plaintext_auth();
+        let negotiation = Negotiation::begin(&config, None, &mut BytesMut::new());
+        let error = negotiation.handle_error(format!("E_INVALID what is {secret}?").as_bytes());
+        assert!(error.to_string().contains("E_INVALID what is (the secret)?"), "{error}");
+        let demanding = granting(json!({"auth_required": true}));
+        let error = talk(&config, &[&demanding, b"{}", secret.as_bytes()]).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
+    }
 }
