@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nsq::test_server::{
     AuthServer, ClientAuth, ClientStats, Grant, Nsqd, Permission, ServerTls, Stats, TlsRequired,
 };
-use async_nsq::{BoxError, Consumer, ErrorKind, Message, Options, Producer, Step};
+use async_nsq::{BoxError, ConnectionConfig, Consumer, ErrorKind, Message, Options, Producer, Step};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
@@ -196,4 +196,30 @@ async fn heartbeats_may_be_off_for_producers_only() {
         "{error}"
     );
     producer.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn n3_tls_asked_for_by_name_is_not_dropped_by_the_order_of_two_calls() {
+    let nsqd = Nsqd::start().await.unwrap();
+    let tls = Options::from_vars("NSQ_", [("NSQ_TLS_V1", "true")]).unwrap();
+    let plain = ConnectionConfig::new();
+    let builder = Producer::builder().nsqd(nsqd.address());
+    let error = builder.clone().options(&tls).connection(plain.clone()).connect().await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(
+        error.to_string().contains("tls_v1") && error.to_string().contains("options()"),
+        "{error}"
+    );
+    // In the other order TLS is what nsqd does not grant; and who takes it back by name has said so.
+    let error = builder.clone().connection(plain.clone()).options(&tls).connect().await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Unsupported);
+    let off = Options::from_vars("NSQ_", [("NSQ_TLS_V1", "false")]).unwrap();
+    builder
+        .options(&tls)
+        .options(&off)
+        .connection(plain)
+        .connect()
+        .await
+        .unwrap();
 }

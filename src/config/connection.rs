@@ -52,6 +52,8 @@ pub struct ConnectionConfig {
     pub(super) zone: Option<String>,
     /// Of options that were given by name.
     pub(super) contradiction: Option<Error>,
+    /// Whether it was an option by name that asked for TLS.
+    pub(super) tls_by_name: bool,
 }
 
 impl ConnectionConfig {
@@ -80,6 +82,7 @@ impl ConnectionConfig {
             region: None,
             zone: None,
             contradiction: None,
+            tls_by_name: false,
         }
     }
 
@@ -289,6 +292,17 @@ impl ConnectionConfig {
             self.output_buffer_size.get_or_insert(65_536);
         }
         self.output_buffer_timeout.get_or_insert(Duration::from_millis(25));
+        self
+    }
+
+    /// Takes the place of `before`. TLS that was asked for from outside is not dropped in silence by the order of two calls.
+    #[must_use]
+    pub(crate) fn instead_of(mut self, before: &Self) -> Self {
+        if before.tls_by_name && !self.asks_for_tls() {
+            let value = "true, and connection() without TLS replaces it";
+            let error = Error::option("tls_v1", value, "connection() before options(), or with TLS of its own");
+            self.contradiction.get_or_insert(error);
+        }
         self
     }
 

@@ -99,7 +99,8 @@ impl LookupdConfig {
         self
     }
 
-    /// How to speak TLS with it. Default: as with nsqd ([`ConnectionConfig::tls`]), else [`TlsConfig::new`]. Its address must begin with `https://`.
+    /// How to speak TLS with it. Default: as with nsqd ([`ConnectionConfig::tls`]) but for the name, else
+    /// [`TlsConfig::new`]. Its address must begin with `https://`.
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn tls(mut self, tls: TlsConfig) -> Self {
@@ -112,7 +113,12 @@ impl LookupdConfig {
     pub(crate) fn with_tls_of(mut self, connection: &ConnectionConfig) -> Self {
         #[cfg(feature = "tls")]
         if self.tls.is_none() && Place::parse(&self.address).is_ok_and(|place| place.tls) {
-            self.tls.clone_from(&connection.tls);
+            // The name is that in the certificates of nsqds.
+            let without_name = |tls: &TlsConfig| TlsConfig {
+                server_name: None,
+                ..tls.clone()
+            };
+            self.tls = connection.tls.as_ref().map(without_name);
         }
         self
     }

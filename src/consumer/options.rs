@@ -11,8 +11,8 @@ impl ConsumerBuilder {
     /// Sets what these options say and concerns consumers; what is for producers is ignored. What they do not say stays as
     /// it is: of this and other setters, the later call counts. Default: none.
     ///
-    /// So call [`connection`](Self::connection) first: called later, it replaces all of what the options say of the connection,
-    /// TLS included.
+    /// So call [`connection`](Self::connection) first: called later, it replaces all of what the options say of the connection.
+    /// Where that would drop TLS, it is an error.
     ///
     /// What contradicts itself (`snappy` and `deflate`, TLS that is not asked for) is reported by [`start`](Self::start).
     ///

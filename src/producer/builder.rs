@@ -214,9 +214,10 @@ impl ProducerBuilder {
         self
     }
 
-    /// How to connect. Default: [`ConnectionConfig::new`]. It replaces what [`options`](Self::options) said of that before.
+    /// How to connect. Default: [`ConnectionConfig::new`]. It replaces what [`options`](Self::options) said of that
+    /// before; where that was TLS and this is not, it is an error.
     pub fn connection(mut self, connection: ConnectionConfig) -> Self {
-        self.connection = connection;
+        self.connection = connection.instead_of(&self.connection);
         self
     }
 

@@ -151,7 +151,7 @@ impl Node {
     /// Publishes over a connection until it is lost or the producer has ended.
     async fn publish_over(&mut self, connection: Established, leftover: &mut Leftover) -> Result<()> {
         tracing::info!(
-            nsqd = %self.address, version = connection.negotiated.identify.version,
+            nsqd = %self.address, version = protocol::shown(connection.negotiated.identify.version.as_bytes()),
             tls = connection.negotiated.tls.is_some(), "producer connected"
         );
         self.pipeline.set_unreachable(None);

@@ -7,8 +7,8 @@ impl ProducerBuilder {
     /// Sets what these options say and concerns producers; what is for consumers is ignored. What they do not say stays as
     /// it is: of this and other setters, the later call counts. Default: none.
     ///
-    /// So call [`connection`](Self::connection) first: called later, it replaces all of what the options say of the connection,
-    /// TLS included.
+    /// So call [`connection`](Self::connection) first: called later, it replaces all of what the options say of the connection.
+    /// Where that would drop TLS, it is an error.
     ///
     /// What contradicts itself (`snappy` and `deflate`, TLS that is not asked for) is reported by [`connect`](Self::connect).
     ///

@@ -18,6 +18,7 @@ impl ConnectionConfig {
     /// Sets what was given and leaves the rest. A contradiction is kept, to be told by `validate`.
     pub(crate) fn apply(&mut self, given: &Values) {
         self.apply_plain(&given.connection);
+        self.tls_by_name = given.tls.on.unwrap_or(self.tls_by_name);
         let negotiated = self
             .apply_compression(&given.connection)
             .and_then(|()| self.apply_tls(&given.tls));

@@ -18,6 +18,7 @@ use crate::consumer::link::session::Session;
 use crate::consumer::work::inbox::Inbox;
 use crate::error::{Error, ErrorKind, Step};
 use crate::name::{Channel, Topic};
+use crate::protocol;
 
 /// What the nodes of a consumer share.
 pub(in crate::consumer) struct Shared {
@@ -136,7 +137,7 @@ impl Node {
         ));
         tracing::info!(
             topic = %shared.topic, channel = %shared.channel, nsqd = %self.address,
-            version = connection.negotiated.identify.version, tls = connection.negotiated.tls.is_some(),
+            version = protocol::shown(connection.negotiated.identify.version.as_bytes()), tls = connection.negotiated.tls.is_some(),
             "consumer connected"
         );
         shared.desk.mailbox.send(Event::Connected {
