@@ -80,7 +80,7 @@ fn errors_go_where_errors_go() {
     error::<HandlerError>();
     error::<protocol::FrameError>();
     error::<protocol::CommandError>();
-    error::<protocol::IdentifyError>();
+    error::<protocol::AnswerError>();
     error::<protocol::LookupError>();
     error::<test_server::WaitError>();
 }

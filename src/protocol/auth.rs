@@ -1,8 +1,8 @@
 //! AUTH: what nsqd answers to a secret that it accepts.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
+
+use super::answer::{self, AnswerError};
 
 /// nsqd's answer to AUTH: as whom its auth server knows the secret.
 ///
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// let answer = AuthResponse::decode(br#"{"identity":"billing","identity_url":"","permission_count":2}"#)?;
 /// assert_eq!((answer.identity.as_str(), answer.permission_count), ("billing", 2));
-/// # Ok::<(), async_nsq::protocol::AuthError>(())
+/// # Ok::<(), async_nsq::protocol::AnswerError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -29,31 +29,9 @@ impl AuthResponse {
     /// Reads the data of the response frame that answers AUTH.
     ///
     /// # Errors
-    /// [`AuthError`] if it is not a JSON object of the expected shape.
-    pub fn decode(data: &[u8]) -> Result<Self, AuthError> {
-        // serde would also take an array for a struct.
-        if data.first() != Some(&b'{') {
-            return Err(AuthError { source: None });
-        }
-        serde_json::from_slice(data).map_err(|source| AuthError { source: Some(source) })
-    }
-}
-
-/// An answer to AUTH that is not JSON of the expected shape.
-#[derive(Debug)]
-pub struct AuthError {
-    source: Option<serde_json::Error>,
-}
-
-impl fmt::Display for AuthError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the answer to AUTH is not what nsqd sends")
-    }
-}
-
-impl std::error::Error for AuthError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
+    /// [`AnswerError`] if it is not a JSON object of the expected shape.
+    pub fn decode(data: &[u8]) -> Result<Self, AnswerError> {
+        answer::decode("AUTH", data)
     }
 }
 

@@ -1,8 +1,8 @@
 //! IDENTIFY: what a client says of itself and what nsqd grants.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
+
+use super::answer::{self, AnswerError};
 
 /// The JSON body of IDENTIFY. Durations are milliseconds, sizes bytes.
 ///
@@ -148,34 +148,12 @@ impl IdentifyResponse {
     /// negotiate.
     ///
     /// # Errors
-    /// [`IdentifyError`] if it is neither `OK` nor a JSON object of the expected shape.
-    pub fn decode(data: &[u8]) -> Result<Self, IdentifyError> {
+    /// [`AnswerError`] if it is neither `OK` nor a JSON object of the expected shape.
+    pub fn decode(data: &[u8]) -> Result<Self, AnswerError> {
         if data == super::OK {
             return Ok(Self::default());
         }
-        // serde would also take an array for a struct.
-        if data.first() != Some(&b'{') {
-            return Err(IdentifyError { source: None });
-        }
-        serde_json::from_slice(data).map_err(|source| IdentifyError { source: Some(source) })
-    }
-}
-
-/// An answer to IDENTIFY that is neither `OK` nor JSON of the expected shape.
-#[derive(Debug)]
-pub struct IdentifyError {
-    source: Option<serde_json::Error>,
-}
-
-impl fmt::Display for IdentifyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the answer to IDENTIFY is not what nsqd sends")
-    }
-}
-
-impl std::error::Error for IdentifyError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
+        answer::decode("IDENTIFY", data)
     }
 }
 

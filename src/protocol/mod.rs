@@ -15,6 +15,7 @@
 //!
 //! This is the low-level layer; services use [`Producer`](crate::Producer) and [`Consumer`](crate::Consumer).
 
+mod answer;
 mod auth;
 pub mod command;
 mod error_code;
@@ -26,10 +27,11 @@ mod parse;
 mod secret;
 mod shown;
 
-pub use auth::{AuthError, AuthResponse};
+pub use answer::AnswerError;
+pub use auth::AuthResponse;
 pub use error_code::ErrorCode;
 pub use frame::{Frame, FrameDecoder, FrameError, Frames, encode_frame};
-pub use identify::{IdentifyError, IdentifyRequest, IdentifyResponse};
+pub use identify::{IdentifyRequest, IdentifyResponse};
 pub use lookup::{
     Lookup, LookupError, LookupNodes, LookupProducer, LookupTopics, parse_lookup, parse_nodes, parse_topics,
 };
