@@ -5,6 +5,7 @@ mod allocations;
 #[expect(dead_code, reason = "only that one measures brokers")]
 #[path = "../../nsqd/broker.rs"]
 mod broker;
+mod chart;
 mod client;
 mod files;
 mod job;
@@ -44,7 +45,7 @@ const LARGE_BUFFER_FROM: u32 = 301;
 /// Measures async-nsq next to other NSQ clients on a real nsqd.
 #[derive(Parser)]
 struct Options {
-    /// 3 rounds.
+    /// 3 rounds, with a third of the messages each.
     #[arg(long)]
     quick: bool,
     /// How often each row is measured; the table shows medians.
@@ -56,7 +57,7 @@ struct Options {
     /// Only these clients.
     #[arg(long, value_delimiter = ',')]
     clients: Vec<Client>,
-    /// Where the table and the JSON are written, relative to the root of the crate.
+    /// Where the table, the JSON and the charts are written, relative to the root of the crate.
     #[arg(long, default_value = "target/peers")]
     output: PathBuf,
     #[command(subcommand)]
@@ -104,6 +105,7 @@ fn main() -> Result<()> {
         go: client::build_go(&root)?,
         clients: options.clients,
         rounds: if options.quick { 3 } else { options.rounds },
+        share: if options.quick { 3 } else { 1 },
     };
     let report = Report {
         machine: Machine::describe(&program),
@@ -119,6 +121,9 @@ fn main() -> Result<()> {
         directory.join("peers.json"),
         serde_json::to_string_pretty(&report)? + "\n",
     )?;
+    for chart in chart::draw(&report) {
+        fs::write(directory.join(chart.file), chart.svg)?;
+    }
     Ok(())
 }
 
@@ -130,6 +135,8 @@ struct Bench {
     /// Only these, or all if there are none.
     clients: Vec<Client>,
     rounds: usize,
+    /// Each measurement takes only this part of a row's messages: one in so many.
+    share: u64,
 }
 
 impl Bench {
@@ -162,7 +169,7 @@ impl Bench {
 
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
-        let job = stage::set(&self.nsqd, &self.files, row, client)?;
+        let job = stage::set(&self.nsqd, &self.files, row, client, self.share)?;
         let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
         stage::strike(&self.nsqd, &job)?;
         Ok(measured)

@@ -33,7 +33,7 @@ pub(crate) struct Runs {
 }
 
 impl Span {
-    fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.messages as f64 / self.seconds
     }
 
@@ -43,7 +43,7 @@ impl Span {
     }
 
     /// Microseconds of processor time per message.
-    fn cpu(&self) -> f64 {
+    pub(crate) fn cpu(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.messages as f64
     }
 }
@@ -80,13 +80,13 @@ impl Report {
                 }
             }
         }
-        _ = write!(
-            text,
-            "\n\nMedians of {} rounds. {}\n",
-            self.rounds,
-            self.machine.lines()
-        );
+        _ = write!(text, "\n\n{}\n", self.small_print());
         text
+    }
+
+    /// What stands under the table and under each chart.
+    pub(crate) fn small_print(&self) -> String {
+        format!("Medians of {} rounds. {}", self.rounds, self.machine.lines())
     }
 
     /// Everybody that the clients are compared with.
@@ -118,7 +118,7 @@ impl Runs {
         )
     }
 
-    fn median(&self, value: impl Fn(&Span) -> f64) -> f64 {
+    pub(crate) fn median(&self, value: impl Fn(&Span) -> f64) -> f64 {
         middle(&sorted(self.spans.iter().map(value)))
     }
 }
@@ -147,7 +147,7 @@ fn middle(sorted: &[f64]) -> f64 {
 }
 
 /// With three digits or so.
-fn significant(value: f64) -> String {
+pub(crate) fn significant(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
         size if size < 0.001 => format!("{value:.5}"),

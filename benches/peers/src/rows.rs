@@ -29,20 +29,20 @@ struct Messages {
 }
 
 impl Row {
-    /// How many messages to time, a multiple of what all callers publish at once.
-    pub(crate) fn messages(&self, client: Client) -> u64 {
+    /// How many messages to time if it is one in `share`: a multiple of what all callers publish at once.
+    pub(crate) fn messages(&self, client: Client, share: u64) -> u64 {
         let wanted = match client {
             Client::Raw | Client::Ours => self.messages.best,
             Client::GoNsq => self.messages.go_nsq,
             Client::TokioNsq => self.messages.tokio_nsq,
             Client::TokioNsqTuned => self.messages.tokio_nsq_tuned,
-        };
+        } / share;
         match self.work {
             Work::Publish { batch, in_flight } => {
                 let step = batch as u64 * u64::from(in_flight);
                 (wanted / step).max(1) * step
             }
-            Work::Consume { .. } => wanted,
+            Work::Consume { .. } => wanted.max(2),
         }
     }
 }

@@ -22,13 +22,13 @@ const SURPLUS: u64 = 6000;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Topics of its own for one measurement. The job says which.
-pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client) -> Result<Job> {
+pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client, share: u64) -> Result<Job> {
     // To a socket that sends one PUB per message it makes no difference which topic each names.
     let topics = if client == Client::Raw { 1 } else { row.topics };
     let job = Job {
         nsqd: nsqd.tcp_address(),
         topics: (0..topics).map(|_| nsqd.new_topic()).collect(),
-        messages: row.messages(client),
+        messages: row.messages(client, share),
         bodies: files.bodies(),
         root_ca: row.tls.then(|| files.certificate()),
         compression: row.compression,
