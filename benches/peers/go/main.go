@@ -27,6 +27,7 @@ type job struct {
 	Work        struct {
 		Publish *publishing `json:"publish"`
 		Consume *consuming  `json:"consume"`
+		Latency *latency    `json:"latency"`
 	} `json:"work"`
 }
 
@@ -39,6 +40,12 @@ type consuming struct {
 	MaxInFlight int `json:"max_in_flight"`
 }
 
+type latency struct {
+	Rate                uint64 `json:"rate"`
+	MaxInFlight         int    `json:"max_in_flight"`
+	OutputBufferTimeout *int64 `json:"output_buffer_timeout"`
+}
+
 func main() {
 	var wanted job
 	check(json.Unmarshal([]byte(os.Args[1]), &wanted))
@@ -48,6 +55,8 @@ func main() {
 		result = publish(wanted, *wanted.Work.Publish)
 	case wanted.Work.Consume != nil:
 		result = consume(wanted, *wanted.Work.Consume)
+	case wanted.Work.Latency != nil:
+		result = measureLatency(wanted, *wanted.Work.Latency)
 	default:
 		log.Fatal("no such work: ", os.Args[1])
 	}
@@ -109,13 +118,10 @@ func publish(wanted job, work publishing) span {
 func consume(wanted job, work consuming) span {
 	config := config(wanted)
 	config.MaxInFlight = work.MaxInFlight
-	consumer, err := nsq.NewConsumer(wanted.Topics[0], "bench", config)
-	check(err)
-	consumer.SetLoggerLevel(nsq.LogLevelError)
 	var handled uint64
 	var started clock
 	result := make(chan span, 1)
-	consumer.AddConcurrentHandlers(nsq.HandlerFunc(func(*nsq.Message) error {
+	return run(wanted, config, result, func(*nsq.Message) error {
 		switch atomic.AddUint64(&handled, 1) {
 		case 1:
 			started = start()
@@ -123,7 +129,15 @@ func consume(wanted job, work consuming) span {
 			result <- started.stop(wanted.Messages)
 		}
 		return nil
-	}), handlers)
+	})
+}
+
+// Consumes until there is a result.
+func run(wanted job, config *nsq.Config, result <-chan span, handler nsq.HandlerFunc) span {
+	consumer, err := nsq.NewConsumer(wanted.Topics[0], "bench", config)
+	check(err)
+	consumer.SetLoggerLevel(nsq.LogLevelError)
+	consumer.AddConcurrentHandlers(handler, handlers)
 	check(consumer.ConnectToNSQD(wanted.Nsqd))
 	measured := <-result
 	consumer.Stop()

@@ -36,28 +36,47 @@ struct Group {
     bars: Vec<(Client, f64)>,
 }
 
-/// All charts.
+/// All charts that there is something for.
 pub(crate) fn draw(report: &Report) -> Vec<Chart> {
-    let chart = |file, title, value: fn(&Runs) -> f64| Chart {
-        file,
-        svg: svg(title, &groups(report, value), &report.small_print()),
+    let chart = |file, title, value: fn(&Runs) -> Option<f64>| {
+        let groups = groups(report, value);
+        let svg = || svg(title, &groups, &report.small_print());
+        (!groups.is_empty()).then(|| Chart { file, svg: svg() })
     };
-    vec![
+    let charts = [
+        // At a rate that is given everybody's is the same.
         chart("rate.svg", "Messages a second: longer is better", |runs| {
-            runs.median(Span::rate)
+            runs.latency(|latency| latency.p50)
+                .is_none()
+                .then(|| runs.median(Span::rate))
         }),
         chart(
             "cpu.svg",
             "Microseconds of the client's processor time per message: shorter is better",
-            |runs| runs.median(Span::cpu),
+            |runs| Some(runs.median(Span::cpu)),
         ),
-    ]
+        chart(
+            "latency-p50.svg",
+            "Microseconds from publishing to the handler, median: shorter is better",
+            |runs| runs.latency(|latency| latency.p50),
+        ),
+        chart(
+            "latency-p99.svg",
+            "Microseconds from publishing to the handler, 99th percentile: shorter is better",
+            |runs| runs.latency(|latency| latency.p99),
+        ),
+    ];
+    charts.into_iter().flatten().collect()
 }
 
-fn groups(report: &Report, value: fn(&Runs) -> f64) -> Vec<Group> {
-    let groups = report.rows.iter().map(|row| Group {
-        name: row.name,
-        bars: row.clients.iter().map(|runs| (runs.client, value(runs))).collect(),
+/// The rows whose clients have such a value.
+fn groups(report: &Report, value: fn(&Runs) -> Option<f64>) -> Vec<Group> {
+    let groups = report.rows.iter().filter_map(|row| {
+        let bars = row.clients.iter().map(|runs| Some((runs.client, value(runs)?)));
+        Some(Group {
+            name: row.name,
+            bars: bars.collect::<Option<_>>()?,
+        })
     });
     groups.collect()
 }

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use crate::job::{Compression, Job, Work};
+use crate::latency::Record;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
-use crate::{Result, allocations, files, ours, raw, system_calls, tokio_peer};
+use crate::{Result, allocations, files, latency, ours, raw, system_calls, tokio_peer};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -103,7 +104,7 @@ impl fmt::Display for Client {
 }
 
 /// What is counted per message, in a run that is not timed. `None` where it cannot be counted.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Default, Serialize)]
 pub(crate) struct Counts {
     pub(crate) allocations: Option<f64>,
     pub(crate) system_calls: Option<f64>,
@@ -121,6 +122,15 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
             raw::publish(job.nsqd, topic, bodies, job.messages / batch as u64, batch, in_flight)
         }
         (Client::Raw, Work::Consume { max_in_flight }) => raw::consume(job.nsqd, topic, job.messages, max_in_flight),
+        (
+            Client::Raw,
+            Work::Latency {
+                rate, max_in_flight, ..
+            },
+        ) => {
+            let mut record = Record::new(job.messages, rate);
+            raw::handle(job.nsqd, topic, max_in_flight, |body| record.handled(body))
+        }
         (Client::Ours, _) => runtime()?.block_on(be_ours(job, bodies)),
         (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, bodies, None)),
         (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, bodies, Some(Duration::from_millis(1)))),
@@ -155,6 +165,18 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             ours::consume(builder, job.messages).await
+        }
+        Work::Latency {
+            rate,
+            max_in_flight,
+            output_buffer_timeout,
+        } => {
+            if let Some(timeout) = output_buffer_timeout {
+                connection = connection.output_buffer_timeout(Duration::from_millis(timeout.into()));
+            }
+            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = builder.connection(connection).max_in_flight(max_in_flight);
+            latency::consume(builder, Record::new(job.messages, rate)).await
         }
     }
 }

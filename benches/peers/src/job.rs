@@ -28,6 +28,13 @@ pub(crate) enum Work {
     Publish { batch: usize, in_flight: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
+    /// Consuming what is published meanwhile, so many messages a second.
+    Latency {
+        rate: u32,
+        max_in_flight: u32,
+        /// In milliseconds. The client's default if there is none.
+        output_buffer_timeout: Option<u32>,
+    },
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]

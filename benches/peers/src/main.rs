@@ -9,6 +9,7 @@ mod chart;
 mod client;
 mod files;
 mod job;
+mod latency;
 mod machine;
 #[path = "../../nsqd/ours.rs"]
 mod ours;
@@ -30,9 +31,10 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use broker::Nsqd;
-use client::Client;
+use client::{Client, Counts};
 use files::Files;
-use job::Job;
+use job::{Job, Work};
+use latency::Publisher;
 use machine::Machine;
 use report::{Measured, Report, Runs};
 use rows::Row;
@@ -154,10 +156,15 @@ impl Bench {
             }
         }
         let clients = clients.iter().zip(spans).map(|(client, spans)| {
+            let counts = match row.work {
+                // Counting would delay what is timed, and at a rate that is given both depend on each other.
+                Work::Latency { .. } => Counts::default(),
+                _ => self.once(row, *client, |job| client.count(job, &self.go))?,
+            };
             Ok(Runs {
                 client: *client,
                 spans,
-                counts: self.once(row, *client, |job| client.count(job, &self.go))?,
+                counts,
             })
         });
         Ok(Measured {
@@ -170,7 +177,15 @@ impl Bench {
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
         let job = stage::set(&self.nsqd, &self.files, row, client, self.share)?;
+        let publisher = match job.work {
+            Work::Latency { rate, .. } => {
+                let body = files::read_bodies(&job.bodies)?[0].to_vec();
+                Some(Publisher::start(job.nsqd, &job.topics[0], body, rate))
+            }
+            _ => None,
+        };
         let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
+        publisher.map_or(Ok(()), Publisher::stop)?;
         stage::strike(&self.nsqd, &job)?;
         Ok(measured)
     }

@@ -43,6 +43,8 @@ impl Row {
                 (wanted / step).max(1) * step
             }
             Work::Consume { .. } => wanted.max(2),
+            // Not fewer of them, or too few would be slower than the slowest thousandth.
+            Work::Latency { .. } => wanted * share,
         }
     }
 }
@@ -123,6 +125,27 @@ const ROWS: &[Row] = &[
         "consume, max_in_flight 2500",
         2500,
         messages(1_000_000, 150_000, 800_000, 800_000),
+    ),
+    latency(
+        "latency-1000",
+        "latency at 1,000 messages a second, default settings",
+        1000,
+        None,
+        2500,
+    ),
+    latency(
+        "latency-1000-equal",
+        "latency at 1,000 messages a second, output_buffer_timeout 25 ms",
+        1000,
+        Some(25),
+        2500,
+    ),
+    latency(
+        "latency-20000",
+        "latency at 20,000 messages a second, default settings",
+        20_000,
+        None,
+        40_000,
     ),
     publish_with("tls-publish", "TLS: publish, 100 callers", true, Compression::None),
     consume_with(
@@ -212,6 +235,24 @@ const fn publish(id: &'static str, name: &'static str, batch: usize, in_flight: 
 
 const fn consume(id: &'static str, name: &'static str, max_in_flight: u32, messages: Messages) -> Row {
     row(id, name, Work::Consume { max_in_flight }, messages)
+}
+
+const fn latency(
+    id: &'static str,
+    name: &'static str,
+    rate: u32,
+    output_buffer_timeout: Option<u32>,
+    count: u64,
+) -> Row {
+    let work = Work::Latency {
+        rate,
+        max_in_flight: 200,
+        output_buffer_timeout,
+    };
+    Row {
+        clients: &[Client::Raw, Client::Ours, Client::GoNsq],
+        ..row(id, name, work, messages(count, count, 0, 0))
+    }
 }
 
 const fn publish_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {

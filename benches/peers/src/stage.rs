@@ -34,8 +34,10 @@ pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client, share: 
         compression: row.compression,
         work: row.work,
     };
-    if let Work::Consume { .. } = job.work {
-        fill(nsqd, &job)?;
+    match job.work {
+        Work::Publish { .. } => {}
+        Work::Consume { .. } => fill(nsqd, &job)?,
+        Work::Latency { .. } => create_channel(nsqd, &job)?,
     }
     Ok(job)
 }
@@ -45,12 +47,19 @@ pub(crate) fn strike(nsqd: &Nsqd, job: &Job) -> Result<()> {
     job.topics.iter().try_for_each(|topic| nsqd.delete_topic(topic))
 }
 
-/// Queues messages in the channel. It is there before them: nsqd would otherwise carry them over from the topic while
-/// the consumer is timed.
-fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
+/// The channel is there before the messages: nsqd would otherwise carry them over from the topic while the consumer is
+/// timed.
+fn create_channel(nsqd: &Nsqd, job: &Job) -> Result<()> {
     let topic = &job.topics[0];
     nsqd.request(&format!("POST /topic/create?topic={topic}"))?;
-    nsqd.request(&format!("POST /channel/create?topic={topic}&channel=bench"))?;
+    nsqd.request(&format!("POST /channel/create?topic={topic}&channel=bench"))
+        .map(drop)
+}
+
+/// Queues messages in the channel.
+fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
+    create_channel(nsqd, job)?;
+    let topic = &job.topics[0];
     let batches = (job.messages + SURPLUS) / FILL;
     raw::publish(
         nsqd.tcp_address(),
