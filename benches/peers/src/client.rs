@@ -17,7 +17,7 @@ use crate::job::{Compression, Job, Work};
 use crate::latency::Record;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
-use crate::{Result, allocations, files, latency, ours, raw, system_calls, tokio_peer};
+use crate::{Result, allocations, files, latency, ours, raw, raw_tokio, system_calls, tokio_peer};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -25,6 +25,8 @@ use crate::{Result, allocations, files, latency, ours, raw, system_calls, tokio_
 pub(crate) enum Client {
     /// A blocking socket and a loop that does nothing but the protocol's bytes.
     Raw,
+    /// The same on tokio, for one message in flight.
+    RawTokio,
     /// This crate.
     Ours,
     /// nsqio/go-nsq.
@@ -36,11 +38,19 @@ pub(crate) enum Client {
 }
 
 impl Client {
-    pub(crate) const ALL: &[Self] = &[Self::Raw, Self::Ours, Self::GoNsq, Self::TokioNsq, Self::TokioNsqTuned];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Raw,
+        Self::RawTokio,
+        Self::Ours,
+        Self::GoNsq,
+        Self::TokioNsq,
+        Self::TokioNsqTuned,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
+            Self::RawTokio => "raw on tokio",
             Self::Ours => "async-nsq",
             Self::GoNsq => "go-nsq",
             Self::TokioNsq => "tokio-nsq",
@@ -131,6 +141,7 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
             let mut record = Record::new(job.messages, rate);
             raw::handle(job.nsqd, topic, max_in_flight, |body| record.handled(body))
         }
+        (Client::RawTokio, _) => runtime()?.block_on(raw_tokio::be(job.clone(), bodies)),
         (Client::Ours, _) => runtime()?.block_on(be_ours(job, bodies)),
         (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, bodies, None)),
         (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, bodies, Some(Duration::from_millis(1)))),

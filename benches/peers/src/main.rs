@@ -15,6 +15,7 @@ mod machine;
 mod ours;
 #[path = "../../nsqd/raw.rs"]
 mod raw;
+mod raw_tokio;
 mod report;
 mod rows;
 mod span;

@@ -1,8 +1,8 @@
 //! What is done with the messages, row by row.
 
-use crate::Result;
 use crate::client::Client;
 use crate::job::{Compression, Work};
+use crate::{Result, files};
 
 /// One row of the table.
 pub(crate) struct Row {
@@ -14,6 +14,8 @@ pub(crate) struct Row {
     pub(crate) work: Work,
     /// The callers are spread over so many.
     pub(crate) topics: usize,
+    /// How long each message is.
+    pub(crate) body_len: usize,
     pub(crate) tls: bool,
     pub(crate) compression: Compression,
     messages: Messages,
@@ -21,7 +23,7 @@ pub(crate) struct Row {
 
 /// How many messages take each client a second or two. They differ by up to five orders of magnitude.
 struct Messages {
-    /// Raw and this crate.
+    /// Raw, on tokio too, and this crate.
     best: u64,
     go_nsq: u64,
     tokio_nsq: u64,
@@ -32,7 +34,7 @@ impl Row {
     /// How many messages to time if it is one in `share`: a multiple of what all callers publish at once.
     pub(crate) fn messages(&self, client: Client, share: u64) -> u64 {
         let wanted = match client {
-            Client::Raw | Client::Ours => self.messages.best,
+            Client::Raw | Client::RawTokio | Client::Ours => self.messages.best,
             Client::GoNsq => self.messages.go_nsq,
             Client::TokioNsq => self.messages.tokio_nsq,
             Client::TokioNsqTuned => self.messages.tokio_nsq_tuned,
@@ -126,6 +128,44 @@ const ROWS: &[Row] = &[
         2500,
         messages(1_000_000, 150_000, 800_000, 800_000),
     ),
+    Row {
+        body_len: 20,
+        ..publish(
+            "publish-20B",
+            "publish 20 bytes, 100 callers",
+            1,
+            100,
+            messages(800_000, 120_000, 1_200, 100_000),
+        )
+    },
+    Row {
+        body_len: 10_000,
+        ..publish(
+            "publish-10KB",
+            "publish 10 KB, 100 callers",
+            1,
+            100,
+            messages(60_000, 60_000, 30_000, 30_000),
+        )
+    },
+    Row {
+        body_len: 20,
+        ..consume(
+            "consume-20B",
+            "consume 20 bytes, max_in_flight 2500",
+            2500,
+            messages(1_000_000, 150_000, 800_000, 800_000),
+        )
+    },
+    Row {
+        body_len: 10_000,
+        ..consume(
+            "consume-10KB",
+            "consume 10 KB, max_in_flight 2500",
+            2500,
+            messages(60_000, 60_000, 60_000, 60_000),
+        )
+    },
     latency(
         "latency-1000",
         "latency at 1,000 messages a second, default settings",
@@ -204,6 +244,15 @@ const ROWS: &[Row] = &[
     ),
 ];
 
+/// Those that can have many messages in flight.
+const MANY: &[Client] = &[
+    Client::Raw,
+    Client::Ours,
+    Client::GoNsq,
+    Client::TokioNsq,
+    Client::TokioNsqTuned,
+];
+
 /// Those that are measured with what nsqd has to grant first.
 const NEGOTIATORS: &[Client] = &[Client::Ours, Client::GoNsq];
 
@@ -220,9 +269,13 @@ const fn row(id: &'static str, name: &'static str, work: Work, messages: Message
     Row {
         id,
         name,
-        clients: Client::ALL,
+        clients: match work {
+            Work::Publish { in_flight: 1, .. } | Work::Consume { max_in_flight: 1 } => Client::ALL,
+            _ => MANY,
+        },
         work,
         topics: 1,
+        body_len: files::BODY_LEN,
         tls: false,
         compression: Compression::None,
         messages,

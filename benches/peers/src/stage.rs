@@ -29,7 +29,7 @@ pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client, share: 
         nsqd: nsqd.tcp_address(),
         topics: (0..topics).map(|_| nsqd.new_topic()).collect(),
         messages: row.messages(client, share),
-        bodies: files.bodies(),
+        bodies: files.bodies(row.body_len),
         root_ca: row.tls.then(|| files.certificate()),
         compression: row.compression,
         work: row.work,
