@@ -31,7 +31,7 @@ func measureLatency(wanted job, work latency) span {
 	var started clock
 	nanoseconds := make([]int64, 0, wanted.Messages)
 	result := make(chan span, 1)
-	return run(wanted, config, result, func(message *nsq.Message) error {
+	return run(wanted, config, handlers, result, func(message *nsq.Message) error {
 		lock.Lock()
 		defer lock.Unlock()
 		if left > 0 {

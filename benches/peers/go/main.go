@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nsqio/go-nsq"
 )
@@ -27,6 +28,7 @@ type job struct {
 	Work        struct {
 		Publish *publishing `json:"publish"`
 		Consume *consuming  `json:"consume"`
+		Sleep   *sleeping   `json:"sleep"`
 		Latency *latency    `json:"latency"`
 	} `json:"work"`
 }
@@ -38,6 +40,12 @@ type publishing struct {
 
 type consuming struct {
 	MaxInFlight int `json:"max_in_flight"`
+}
+
+type sleeping struct {
+	MaxInFlight  int           `json:"max_in_flight"`
+	Handlers     int           `json:"handlers"`
+	Microseconds time.Duration `json:"microseconds"`
 }
 
 type latency struct {
@@ -54,7 +62,10 @@ func main() {
 	case wanted.Work.Publish != nil:
 		result = publish(wanted, *wanted.Work.Publish)
 	case wanted.Work.Consume != nil:
-		result = consume(wanted, *wanted.Work.Consume)
+		result = consume(wanted, wanted.Work.Consume.MaxInFlight, handlers, 0)
+	case wanted.Work.Sleep != nil:
+		work := wanted.Work.Sleep
+		result = consume(wanted, work.MaxInFlight, work.Handlers, work.Microseconds*time.Microsecond)
 	case wanted.Work.Latency != nil:
 		result = measureLatency(wanted, *wanted.Work.Latency)
 	default:
@@ -114,14 +125,17 @@ func publish(wanted job, work publishing) span {
 	return result
 }
 
-// Handles messages with handlers that only count them. The clock runs from the first message on.
-func consume(wanted job, work consuming) span {
+// Handles messages with handlers that sleep, if there is a pause, and count them. The clock runs from the first message on.
+func consume(wanted job, maxInFlight, handlers int, pause time.Duration) span {
 	config := config(wanted)
-	config.MaxInFlight = work.MaxInFlight
+	config.MaxInFlight = maxInFlight
 	var handled uint64
 	var started clock
 	result := make(chan span, 1)
-	return run(wanted, config, result, func(*nsq.Message) error {
+	return run(wanted, config, handlers, result, func(*nsq.Message) error {
+		if pause > 0 {
+			time.Sleep(pause)
+		}
 		switch atomic.AddUint64(&handled, 1) {
 		case 1:
 			started = start()
@@ -133,7 +147,7 @@ func consume(wanted job, work consuming) span {
 }
 
 // Consumes until there is a result.
-func run(wanted job, config *nsq.Config, result <-chan span, handler nsq.HandlerFunc) span {
+func run(wanted job, config *nsq.Config, handlers int, result <-chan span, handler nsq.HandlerFunc) span {
 	consumer, err := nsq.NewConsumer(wanted.Topics[0], "bench", config)
 	check(err)
 	consumer.SetLoggerLevel(nsq.LogLevelError)

@@ -17,7 +17,7 @@ use crate::job::{Compression, Job, Work};
 use crate::latency::Record;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
-use crate::{Result, allocations, files, latency, ours, raw, raw_tokio, system_calls, tokio_peer};
+use crate::{Result, allocations, files, latency, ours, raw, raw_tokio, sleep, system_calls, tokio_peer};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -141,6 +141,7 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
             let mut record = Record::new(job.messages, rate);
             raw::handle(job.nsqd, topic, max_in_flight, |body| record.handled(body))
         }
+        (Client::Raw, Work::Sleep { .. }) => Err("raw has one thread, which cannot sleep for many".into()),
         (Client::RawTokio, _) => runtime()?.block_on(raw_tokio::be(job.clone(), bodies)),
         (Client::Ours, _) => runtime()?.block_on(be_ours(job, bodies)),
         (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, bodies, None)),
@@ -176,6 +177,16 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             ours::consume(builder, job.messages).await
+        }
+        Work::Sleep {
+            max_in_flight,
+            handlers,
+            microseconds,
+        } => {
+            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = builder.connection(connection).max_in_flight(max_in_flight);
+            let builder = builder.concurrency(handlers);
+            sleep::consume(builder, job.messages, Duration::from_micros(microseconds)).await
         }
         Work::Latency {
             rate,

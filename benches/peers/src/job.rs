@@ -28,6 +28,12 @@ pub(crate) enum Work {
     Publish { batch: usize, in_flight: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
+    /// Consuming what is queued with handlers that sleep, so many at once.
+    Sleep {
+        max_in_flight: u32,
+        handlers: u32,
+        microseconds: u64,
+    },
     /// Consuming what is published meanwhile, so many messages a second.
     Latency {
         rate: u32,

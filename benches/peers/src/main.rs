@@ -18,6 +18,7 @@ mod raw;
 mod raw_tokio;
 mod report;
 mod rows;
+mod sleep;
 mod span;
 mod stage;
 mod system_calls;

@@ -44,7 +44,7 @@ impl Row {
                 let step = batch as u64 * u64::from(in_flight);
                 (wanted / step).max(1) * step
             }
-            Work::Consume { .. } => wanted.max(2),
+            Work::Consume { .. } | Work::Sleep { .. } => wanted.max(2),
             // Not fewer of them, or too few would be slower than the slowest thousandth.
             Work::Latency { .. } => wanted * share,
         }
@@ -128,6 +128,19 @@ const ROWS: &[Row] = &[
         2500,
         messages(1_000_000, 150_000, 800_000, 800_000),
     ),
+    Row {
+        clients: HANDLERS,
+        ..row(
+            "consume-sleep",
+            "consume, 200 handlers that sleep 100 us",
+            Work::Sleep {
+                max_in_flight: 2500,
+                handlers: 200,
+                microseconds: 100,
+            },
+            messages(150_000, 150_000, 0, 0),
+        )
+    },
     Row {
         body_len: 20,
         ..publish(
@@ -253,8 +266,8 @@ const MANY: &[Client] = &[
     Client::TokioNsqTuned,
 ];
 
-/// Those that are measured with what nsqd has to grant first.
-const NEGOTIATORS: &[Client] = &[Client::Ours, Client::GoNsq];
+/// Those that are measured with what nsqd has to grant first, and with handlers that take their time.
+const HANDLERS: &[Client] = &[Client::Ours, Client::GoNsq];
 
 const fn messages(best: u64, go_nsq: u64, tokio_nsq: u64, tokio_nsq_tuned: u64) -> Messages {
     Messages {
@@ -310,7 +323,7 @@ const fn latency(
 
 const fn publish_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {
     Row {
-        clients: NEGOTIATORS,
+        clients: HANDLERS,
         tls,
         compression,
         ..publish(id, name, 1, 100, messages(500_000, 100_000, 0, 0))
@@ -319,7 +332,7 @@ const fn publish_with(id: &'static str, name: &'static str, tls: bool, compressi
 
 const fn consume_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {
     Row {
-        clients: NEGOTIATORS,
+        clients: HANDLERS,
         tls,
         compression,
         ..consume(id, name, 2500, messages(500_000, 150_000, 0, 0))

@@ -36,7 +36,7 @@ pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client, share: 
     };
     match job.work {
         Work::Publish { .. } => {}
-        Work::Consume { .. } => fill(nsqd, &job)?,
+        Work::Consume { .. } | Work::Sleep { .. } => fill(nsqd, &job)?,
         Work::Latency { .. } => create_channel(nsqd, &job)?,
     }
     Ok(job)

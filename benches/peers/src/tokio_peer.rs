@@ -26,7 +26,7 @@ pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Durat
     match job.work {
         Work::Publish { batch, in_flight } => publish(job, shared, bodies, batch, in_flight).await,
         Work::Consume { max_in_flight } => consume(job, shared, max_in_flight).await,
-        Work::Latency { .. } => Err("tokio-nsq cannot be asked for these settings".into()),
+        Work::Sleep { .. } | Work::Latency { .. } => Err("tokio-nsq has no handlers, nor these settings".into()),
     }
 }
 
