@@ -20,6 +20,7 @@ const handlers = 8
 // The fields are those of the harness's job.rs.
 type job struct {
 	Nsqd        string   `json:"nsqd"`
+	OtherNsqds  []string `json:"other_nsqds"`
 	Topics      []string `json:"topics"`
 	Messages    uint64   `json:"messages"`
 	Bodies      string   `json:"bodies"`
@@ -152,7 +153,7 @@ func run(wanted job, config *nsq.Config, handlers int, result <-chan span, handl
 	check(err)
 	consumer.SetLoggerLevel(nsq.LogLevelError)
 	consumer.AddConcurrentHandlers(handler, handlers)
-	check(consumer.ConnectToNSQD(wanted.Nsqd))
+	check(consumer.ConnectToNSQDs(append([]string{wanted.Nsqd}, wanted.OtherNsqds...)))
 	measured := <-result
 	consumer.Stop()
 	<-consumer.StopChan

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
-use async_nsq::{ConnectionConfig, Consumer, Producer, TlsConfig};
+use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Producer, TlsConfig};
 use bytes::Bytes;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -174,7 +174,7 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             ours::publish(producer, &job.topics, bodies, calls, batch, in_flight).await
         }
         Work::Consume { max_in_flight } => {
-            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = consumer(job);
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             ours::consume(builder, job.messages).await
         }
@@ -183,7 +183,7 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             handlers,
             microseconds,
         } => {
-            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = consumer(job);
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             let builder = builder.concurrency(handlers);
             sleep::consume(builder, job.messages, Duration::from_micros(microseconds)).await
@@ -196,11 +196,16 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             if let Some(timeout) = output_buffer_timeout {
                 connection = connection.output_buffer_timeout(Duration::from_millis(timeout.into()));
             }
-            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = consumer(job);
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             latency::consume(builder, Record::new(job.messages, rate)).await
         }
     }
+}
+
+fn consumer(job: &Job) -> ConsumerBuilder {
+    let builder = Consumer::builder(&job.topics[0], "bench");
+    job.addresses().fold(builder, ConsumerBuilder::nsqd)
 }
 
 /// Builds the Go program, and returns where it is. Go itself knows whether anything has changed.

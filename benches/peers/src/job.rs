@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Job {
     pub(crate) nsqd: SocketAddr,
+    /// More that a consumer takes from.
+    pub(crate) other_nsqds: Vec<SocketAddr>,
     /// The callers are spread over these. A consumer takes from the first.
     pub(crate) topics: Vec<String>,
     /// How many are timed.
@@ -50,4 +52,13 @@ pub(crate) enum Compression {
     Snappy,
     /// At level 6, nsqd's most and every client's default.
     Deflate,
+}
+
+impl Job {
+    /// All nsqds, as clients want their addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = String> {
+        std::iter::once(&self.nsqd)
+            .chain(&self.other_nsqds)
+            .map(ToString::to_string)
+    }
 }

@@ -104,7 +104,7 @@ fn main() -> Result<()> {
     let certificate = format!("--tls-cert={}", files.certificate().display());
     let key = format!("--tls-key={}", files.key().display());
     let bench = Bench {
-        nsqd: Nsqd::start(&program, &[certificate, key])?,
+        nsqds: start_nsqds(&program, &rows, &[certificate, key])?,
         files,
         go: client::build_go(&root)?,
         clients: options.clients,
@@ -131,9 +131,20 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<Nsqd>> {
+    let count = rows.iter().map(|row| row.nsqds).max().unwrap_or(1);
+    let mut nsqds = vec![Nsqd::start(program, options)?];
+    while nsqds.len() < count {
+        // nsqd takes the memory for all places of a queue at once. The last of two such options counts.
+        nsqds.push(Nsqd::start(program, &["--mem-queue-size=200000".into()])?);
+    }
+    Ok(nsqds)
+}
+
 /// What all measurements share.
 struct Bench {
-    nsqd: Nsqd,
+    /// As many as the row with most of them wants. All but the first have little memory.
+    nsqds: Vec<Nsqd>,
     files: Files,
     go: PathBuf,
     /// Only these, or all if there are none.
@@ -178,7 +189,7 @@ impl Bench {
 
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
-        let job = stage::set(&self.nsqd, &self.files, row, client, self.share)?;
+        let job = stage::set(&self.nsqds, &self.files, row, client, self.share)?;
         let publisher = match job.work {
             Work::Latency { rate, .. } => {
                 let body = files::read_bodies(&job.bodies)?[0].to_vec();
@@ -188,7 +199,7 @@ impl Bench {
         };
         let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
         publisher.map_or(Ok(()), Publisher::stop)?;
-        stage::strike(&self.nsqd, &job)?;
+        stage::strike(&self.nsqds, row, &job)?;
         Ok(measured)
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Row {
     pub(crate) work: Work,
     /// The callers are spread over so many.
     pub(crate) topics: usize,
+    /// The messages to consume are spread over so many.
+    pub(crate) nsqds: usize,
     /// How long each message is.
     pub(crate) body_len: usize,
     pub(crate) tls: bool,
@@ -128,6 +130,17 @@ const ROWS: &[Row] = &[
         2500,
         messages(1_000_000, 150_000, 800_000, 800_000),
     ),
+    Row {
+        // Raw has one connection.
+        clients: &[Client::Ours, Client::GoNsq, Client::TokioNsq, Client::TokioNsqTuned],
+        nsqds: 10,
+        ..consume(
+            "consume-nsqds",
+            "consume from 10 nsqds, max_in_flight 2500",
+            2500,
+            messages(1_000_000, 150_000, 40_000, 800_000),
+        )
+    },
     Row {
         clients: HANDLERS,
         ..row(
@@ -288,6 +301,7 @@ const fn row(id: &'static str, name: &'static str, work: Work, messages: Message
         },
         work,
         topics: 1,
+        nsqds: 1,
         body_len: files::BODY_LEN,
         tls: false,
         compression: Compression::None,

@@ -88,7 +88,7 @@ async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Resu
     let topic = NSQTopic::new(&job.topics[0]).ok_or("not a topic")?;
     let channel = NSQChannel::new("bench").ok_or("not a channel")?;
     let mut consumer = NSQConsumerConfig::new(topic, channel)
-        .set_sources(NSQConsumerConfigSources::Daemons(vec![job.nsqd.to_string()]))
+        .set_sources(NSQConsumerConfigSources::Daemons(job.addresses().collect()))
         .set_max_in_flight(max_in_flight)
         .set_shared(shared)
         .build();
