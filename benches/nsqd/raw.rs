@@ -45,8 +45,24 @@ pub(crate) fn publish(
     Ok(clock.stop(calls * batch as u64))
 }
 
-/// Finishes so many messages with RDY `max_in_flight`; the FINs of a read leave in one write.
+/// Finishes so many messages with RDY `max_in_flight`.
 pub(crate) fn consume(address: SocketAddr, topic: &str, count: u64, max_in_flight: u32) -> Result<Span> {
+    let (mut clock, mut finished) = (None, 0);
+    handle(address, topic, max_in_flight, |_| {
+        let clock = clock.get_or_insert_with(Clock::start);
+        finished += 1;
+        (finished == count).then(|| clock.stop(count))
+    })
+}
+
+/// Finishes messages with RDY `max_in_flight`, the FINs of a read in one write, until the handler returns something for a
+/// message's body.
+pub(crate) fn handle<T>(
+    address: SocketAddr,
+    topic: &str,
+    max_in_flight: u32,
+    mut handler: impl FnMut(&[u8]) -> Option<T>,
+) -> Result<T> {
     // Equal terms: what the consumer asks for by default.
     let mut connection = Connection::open(
         address,
@@ -59,17 +75,15 @@ pub(crate) fn consume(address: SocketAddr, topic: &str, count: u64, max_in_fligh
     writeln!(connection.stream, "SUB {topic} bench")?;
     connection.expect_ok()?;
     writeln!(connection.stream, "RDY {max_in_flight}")?;
-    let mut clock = None;
     let mut fins = Vec::with_capacity(READ);
-    let mut finished = 0;
+    let mut result = None;
     loop {
         fins.clear();
         connection.read()?;
-        let clock = clock.get_or_insert_with(Clock::start);
         while let Some((kind, data)) = connection.next_frame() {
             match kind {
                 2 => {
-                    finished += 1;
+                    result = result.or(handler(&data[26..]));
                     fins.extend_from_slice(b"FIN ");
                     fins.extend_from_slice(&data[10..26]);
                     fins.push(b'\n');
@@ -79,8 +93,8 @@ pub(crate) fn consume(address: SocketAddr, topic: &str, count: u64, max_in_fligh
             }
         }
         connection.stream.write_all(&fins)?;
-        if finished >= count {
-            return Ok(clock.stop(finished));
+        if let Some(result) = result {
+            return Ok(result);
         }
     }
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nsqio/go-nsq"
 )
@@ -19,6 +20,7 @@ const handlers = 8
 // The fields are those of the harness's job.rs.
 type job struct {
 	Nsqd        string   `json:"nsqd"`
+	OtherNsqds  []string `json:"other_nsqds"`
 	Topics      []string `json:"topics"`
 	Messages    uint64   `json:"messages"`
 	Bodies      string   `json:"bodies"`
@@ -27,6 +29,8 @@ type job struct {
 	Work        struct {
 		Publish *publishing `json:"publish"`
 		Consume *consuming  `json:"consume"`
+		Sleep   *sleeping   `json:"sleep"`
+		Latency *latency    `json:"latency"`
 	} `json:"work"`
 }
 
@@ -39,6 +43,18 @@ type consuming struct {
 	MaxInFlight int `json:"max_in_flight"`
 }
 
+type sleeping struct {
+	MaxInFlight  int           `json:"max_in_flight"`
+	Handlers     int           `json:"handlers"`
+	Microseconds time.Duration `json:"microseconds"`
+}
+
+type latency struct {
+	Rate                uint64 `json:"rate"`
+	MaxInFlight         int    `json:"max_in_flight"`
+	OutputBufferTimeout *int64 `json:"output_buffer_timeout"`
+}
+
 func main() {
 	var wanted job
 	check(json.Unmarshal([]byte(os.Args[1]), &wanted))
@@ -47,7 +63,12 @@ func main() {
 	case wanted.Work.Publish != nil:
 		result = publish(wanted, *wanted.Work.Publish)
 	case wanted.Work.Consume != nil:
-		result = consume(wanted, *wanted.Work.Consume)
+		result = consume(wanted, wanted.Work.Consume.MaxInFlight, handlers, 0)
+	case wanted.Work.Sleep != nil:
+		work := wanted.Work.Sleep
+		result = consume(wanted, work.MaxInFlight, work.Handlers, work.Microseconds*time.Microsecond)
+	case wanted.Work.Latency != nil:
+		result = measureLatency(wanted, *wanted.Work.Latency)
 	default:
 		log.Fatal("no such work: ", os.Args[1])
 	}
@@ -105,17 +126,17 @@ func publish(wanted job, work publishing) span {
 	return result
 }
 
-// Handles messages with handlers that only count them. The clock runs from the first message on.
-func consume(wanted job, work consuming) span {
+// Handles messages with handlers that sleep, if there is a pause, and count them. The clock runs from the first message on.
+func consume(wanted job, maxInFlight, handlers int, pause time.Duration) span {
 	config := config(wanted)
-	config.MaxInFlight = work.MaxInFlight
-	consumer, err := nsq.NewConsumer(wanted.Topics[0], "bench", config)
-	check(err)
-	consumer.SetLoggerLevel(nsq.LogLevelError)
+	config.MaxInFlight = maxInFlight
 	var handled uint64
 	var started clock
 	result := make(chan span, 1)
-	consumer.AddConcurrentHandlers(nsq.HandlerFunc(func(*nsq.Message) error {
+	return run(wanted, config, handlers, result, func(*nsq.Message) error {
+		if pause > 0 {
+			time.Sleep(pause)
+		}
 		switch atomic.AddUint64(&handled, 1) {
 		case 1:
 			started = start()
@@ -123,8 +144,16 @@ func consume(wanted job, work consuming) span {
 			result <- started.stop(wanted.Messages)
 		}
 		return nil
-	}), handlers)
-	check(consumer.ConnectToNSQD(wanted.Nsqd))
+	})
+}
+
+// Consumes until there is a result.
+func run(wanted job, config *nsq.Config, handlers int, result <-chan span, handler nsq.HandlerFunc) span {
+	consumer, err := nsq.NewConsumer(wanted.Topics[0], "bench", config)
+	check(err)
+	consumer.SetLoggerLevel(nsq.LogLevelError)
+	consumer.AddConcurrentHandlers(handler, handlers)
+	check(consumer.ConnectToNSQDs(append([]string{wanted.Nsqd}, wanted.OtherNsqds...)))
 	measured := <-result
 	consumer.Stop()
 	<-consumer.StopChan

@@ -21,6 +21,8 @@ type span struct {
 	CPUSeconds float64 `json:"cpu_seconds"`
 	Switches   int64   `json:"switches"`
 	PeakKiB    uint64  `json:"peak_kib"`
+	// Where it was measured.
+	Latency *percentiles `json:"latency,omitempty"`
 }
 
 func start() clock {

@@ -7,16 +7,17 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
-use async_nsq::{ConnectionConfig, Consumer, Producer, TlsConfig};
+use async_nsq::{ConnectionConfig, Consumer, ConsumerBuilder, Producer, TlsConfig};
 use bytes::Bytes;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use crate::job::{Compression, Job, Work};
+use crate::latency::Record;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
-use crate::{Result, allocations, files, ours, raw, system_calls, tokio_peer};
+use crate::{Result, allocations, files, latency, ours, raw, raw_tokio, sleep, system_calls, tokio_peer};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -24,6 +25,8 @@ use crate::{Result, allocations, files, ours, raw, system_calls, tokio_peer};
 pub(crate) enum Client {
     /// A blocking socket and a loop that does nothing but the protocol's bytes.
     Raw,
+    /// The same on tokio, for one message in flight.
+    RawTokio,
     /// This crate.
     Ours,
     /// nsqio/go-nsq.
@@ -35,11 +38,19 @@ pub(crate) enum Client {
 }
 
 impl Client {
-    pub(crate) const ALL: &[Self] = &[Self::Raw, Self::Ours, Self::GoNsq, Self::TokioNsq, Self::TokioNsqTuned];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Raw,
+        Self::RawTokio,
+        Self::Ours,
+        Self::GoNsq,
+        Self::TokioNsq,
+        Self::TokioNsqTuned,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
+            Self::RawTokio => "raw on tokio",
             Self::Ours => "async-nsq",
             Self::GoNsq => "go-nsq",
             Self::TokioNsq => "tokio-nsq",
@@ -103,7 +114,7 @@ impl fmt::Display for Client {
 }
 
 /// What is counted per message, in a run that is not timed. `None` where it cannot be counted.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Default, Serialize)]
 pub(crate) struct Counts {
     pub(crate) allocations: Option<f64>,
     pub(crate) system_calls: Option<f64>,
@@ -121,6 +132,17 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
             raw::publish(job.nsqd, topic, bodies, job.messages / batch as u64, batch, in_flight)
         }
         (Client::Raw, Work::Consume { max_in_flight }) => raw::consume(job.nsqd, topic, job.messages, max_in_flight),
+        (
+            Client::Raw,
+            Work::Latency {
+                rate, max_in_flight, ..
+            },
+        ) => {
+            let mut record = Record::new(job.messages, rate);
+            raw::handle(job.nsqd, topic, max_in_flight, |body| record.handled(body))
+        }
+        (Client::Raw, Work::Sleep { .. }) => Err("raw has one thread, which cannot sleep for many".into()),
+        (Client::RawTokio, _) => runtime()?.block_on(raw_tokio::be(job.clone(), bodies)),
         (Client::Ours, _) => runtime()?.block_on(be_ours(job, bodies)),
         (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, bodies, None)),
         (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, bodies, Some(Duration::from_millis(1)))),
@@ -152,11 +174,38 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             ours::publish(producer, &job.topics, bodies, calls, batch, in_flight).await
         }
         Work::Consume { max_in_flight } => {
-            let builder = Consumer::builder(&job.topics[0], "bench").nsqd(job.nsqd.to_string());
+            let builder = consumer(job);
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             ours::consume(builder, job.messages).await
         }
+        Work::Sleep {
+            max_in_flight,
+            handlers,
+            microseconds,
+        } => {
+            let builder = consumer(job);
+            let builder = builder.connection(connection).max_in_flight(max_in_flight);
+            let builder = builder.concurrency(handlers);
+            sleep::consume(builder, job.messages, Duration::from_micros(microseconds)).await
+        }
+        Work::Latency {
+            rate,
+            max_in_flight,
+            output_buffer_timeout,
+        } => {
+            if let Some(timeout) = output_buffer_timeout {
+                connection = connection.output_buffer_timeout(Duration::from_millis(timeout.into()));
+            }
+            let builder = consumer(job);
+            let builder = builder.connection(connection).max_in_flight(max_in_flight);
+            latency::consume(builder, Record::new(job.messages, rate)).await
+        }
     }
+}
+
+fn consumer(job: &Job) -> ConsumerBuilder {
+    let builder = Consumer::builder(&job.topics[0], "bench");
+    job.addresses().fold(builder, ConsumerBuilder::nsqd)
 }
 
 /// Builds the Go program, and returns where it is. Go itself knows whether anything has changed.

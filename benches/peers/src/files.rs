@@ -8,8 +8,11 @@ use tempfile::TempDir;
 
 use crate::Result;
 
-/// How long each body is.
-const BODY_LEN: usize = 200;
+/// How long bodies are, unless a row says otherwise.
+pub(crate) const BODY_LEN: usize = 200;
+
+/// All lengths that there are bodies of.
+const LENGTHS: [usize; 3] = [20, BODY_LEN, 10_000];
 
 /// How many differ. Together they are larger than the window of any compression: a client that repeats them all gives it
 /// nothing to find but what bodies have in common.
@@ -25,8 +28,10 @@ impl Files {
         fs::write(files.certificate(), issued.cert.pem())?;
         fs::write(files.key(), issued.signing_key.serialize_pem())?;
         let mut random = fastrand::Rng::with_seed(1);
-        let bodies: Vec<String> = (0..BODIES).map(|_| body(&mut random)).collect();
-        fs::write(files.bodies(), bodies.join("\n"))?;
+        for length in LENGTHS {
+            let bodies: Vec<String> = (0..BODIES).map(|_| body(&mut random, length)).collect();
+            fs::write(files.bodies(length), bodies.join("\n"))?;
+        }
         Ok(files)
     }
 
@@ -39,8 +44,9 @@ impl Files {
         self.0.path().join("key.pem")
     }
 
-    pub(crate) fn bodies(&self) -> PathBuf {
-        self.0.path().join("bodies")
+    /// Bodies of this length, which is one of `LENGTHS`.
+    pub(crate) fn bodies(&self, length: usize) -> PathBuf {
+        self.0.path().join(format!("bodies-{length}"))
     }
 }
 
@@ -51,8 +57,9 @@ pub(crate) fn read_bodies(path: &Path) -> Result<&'static [Bytes]> {
     Ok(bodies.leak())
 }
 
-/// An event as services publish it: names that are always the same, and values that are not.
-fn body(random: &mut fastrand::Rng) -> String {
+/// An event as services publish it: names that are always the same, and values that are not. A short one is only how such
+/// an event begins.
+fn body(random: &mut fastrand::Rng, length: usize) -> String {
     const EVENTS: [&str; 4] = ["order_created", "order_paid", "parcel_sent", "refund_asked"];
     let mut text = format!(
         r#"{{"id":"{:016x}","event":"{}","at":{},"user":{},"amount":{}.{:02},"note":""#,
@@ -64,8 +71,10 @@ fn body(random: &mut fastrand::Rng) -> String {
         random.u32(..100),
     );
     const END: &str = r#""}"#;
-    while text.len() < BODY_LEN - END.len() {
+    while text.len() + END.len() < length {
         text.push(random.alphanumeric());
     }
-    text + END
+    text += END;
+    text.truncate(length);
+    text
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Job {
     pub(crate) nsqd: SocketAddr,
+    /// More that a consumer takes from.
+    pub(crate) other_nsqds: Vec<SocketAddr>,
     /// The callers are spread over these. A consumer takes from the first.
     pub(crate) topics: Vec<String>,
     /// How many are timed.
@@ -28,6 +30,19 @@ pub(crate) enum Work {
     Publish { batch: usize, in_flight: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
+    /// Consuming what is queued with handlers that sleep, so many at once.
+    Sleep {
+        max_in_flight: u32,
+        handlers: u32,
+        microseconds: u64,
+    },
+    /// Consuming what is published meanwhile, so many messages a second.
+    Latency {
+        rate: u32,
+        max_in_flight: u32,
+        /// In milliseconds. The client's default if there is none.
+        output_buffer_timeout: Option<u32>,
+    },
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -37,4 +52,13 @@ pub(crate) enum Compression {
     Snappy,
     /// At level 6, nsqd's most and every client's default.
     Deflate,
+}
+
+impl Job {
+    /// All nsqds, as clients want their addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = String> {
+        std::iter::once(&self.nsqd)
+            .chain(&self.other_nsqds)
+            .map(ToString::to_string)
+    }
 }

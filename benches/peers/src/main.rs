@@ -5,16 +5,20 @@ mod allocations;
 #[expect(dead_code, reason = "only that one measures brokers")]
 #[path = "../../nsqd/broker.rs"]
 mod broker;
+mod chart;
 mod client;
 mod files;
 mod job;
+mod latency;
 mod machine;
 #[path = "../../nsqd/ours.rs"]
 mod ours;
 #[path = "../../nsqd/raw.rs"]
 mod raw;
+mod raw_tokio;
 mod report;
 mod rows;
+mod sleep;
 mod span;
 mod stage;
 mod system_calls;
@@ -29,9 +33,10 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use broker::Nsqd;
-use client::Client;
+use client::{Client, Counts};
 use files::Files;
-use job::Job;
+use job::{Job, Work};
+use latency::Publisher;
 use machine::Machine;
 use report::{Measured, Report, Runs};
 use rows::Row;
@@ -44,7 +49,7 @@ const LARGE_BUFFER_FROM: u32 = 301;
 /// Measures async-nsq next to other NSQ clients on a real nsqd.
 #[derive(Parser)]
 struct Options {
-    /// 3 rounds.
+    /// 3 rounds, with a third of the messages each.
     #[arg(long)]
     quick: bool,
     /// How often each row is measured; the table shows medians.
@@ -56,7 +61,7 @@ struct Options {
     /// Only these clients.
     #[arg(long, value_delimiter = ',')]
     clients: Vec<Client>,
-    /// Where the table and the JSON are written, relative to the root of the crate.
+    /// Where the table, the JSON and the charts are written, relative to the root of the crate.
     #[arg(long, default_value = "target/peers")]
     output: PathBuf,
     #[command(subcommand)]
@@ -99,11 +104,12 @@ fn main() -> Result<()> {
     let certificate = format!("--tls-cert={}", files.certificate().display());
     let key = format!("--tls-key={}", files.key().display());
     let bench = Bench {
-        nsqd: Nsqd::start(&program, &[certificate, key])?,
+        nsqds: start_nsqds(&program, &rows, &[certificate, key])?,
         files,
         go: client::build_go(&root)?,
         clients: options.clients,
         rounds: if options.quick { 3 } else { options.rounds },
+        share: if options.quick { 3 } else { 1 },
     };
     let report = Report {
         machine: Machine::describe(&program),
@@ -119,17 +125,33 @@ fn main() -> Result<()> {
         directory.join("peers.json"),
         serde_json::to_string_pretty(&report)? + "\n",
     )?;
+    for chart in chart::draw(&report) {
+        fs::write(directory.join(chart.file), chart.svg)?;
+    }
     Ok(())
+}
+
+fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<Nsqd>> {
+    let count = rows.iter().map(|row| row.nsqds).max().unwrap_or(1);
+    let mut nsqds = vec![Nsqd::start(program, options)?];
+    while nsqds.len() < count {
+        // nsqd takes the memory for all places of a queue at once. The last of two such options counts.
+        nsqds.push(Nsqd::start(program, &["--mem-queue-size=200000".into()])?);
+    }
+    Ok(nsqds)
 }
 
 /// What all measurements share.
 struct Bench {
-    nsqd: Nsqd,
+    /// As many as the row with most of them wants. All but the first have little memory.
+    nsqds: Vec<Nsqd>,
     files: Files,
     go: PathBuf,
     /// Only these, or all if there are none.
     clients: Vec<Client>,
     rounds: usize,
+    /// Each measurement takes only this part of a row's messages: one in so many.
+    share: u64,
 }
 
 impl Bench {
@@ -147,10 +169,15 @@ impl Bench {
             }
         }
         let clients = clients.iter().zip(spans).map(|(client, spans)| {
+            let counts = match row.work {
+                // Counting would delay what is timed, and at a rate that is given both depend on each other.
+                Work::Latency { .. } => Counts::default(),
+                _ => self.once(row, *client, |job| client.count(job, &self.go))?,
+            };
             Ok(Runs {
                 client: *client,
                 spans,
-                counts: self.once(row, *client, |job| client.count(job, &self.go))?,
+                counts,
             })
         });
         Ok(Measured {
@@ -162,9 +189,17 @@ impl Bench {
 
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
-        let job = stage::set(&self.nsqd, &self.files, row, client)?;
+        let job = stage::set(&self.nsqds, &self.files, row, client, self.share)?;
+        let publisher = match job.work {
+            Work::Latency { rate, .. } => {
+                let body = files::read_bodies(&job.bodies)?[0].to_vec();
+                Some(Publisher::start(job.nsqd, &job.topics[0], body, rate))
+            }
+            _ => None,
+        };
         let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
-        stage::strike(&self.nsqd, &job)?;
+        publisher.map_or(Ok(()), Publisher::stop)?;
+        stage::strike(&self.nsqds, row, &job)?;
         Ok(measured)
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::client::{Client, Counts};
+use crate::latency::Latency;
 use crate::machine::Machine;
 use crate::span::Span;
 
@@ -33,7 +34,7 @@ pub(crate) struct Runs {
 }
 
 impl Span {
-    fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.messages as f64 / self.seconds
     }
 
@@ -43,7 +44,7 @@ impl Span {
     }
 
     /// Microseconds of processor time per message.
-    fn cpu(&self) -> f64 {
+    pub(crate) fn cpu(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.messages as f64
     }
 }
@@ -52,14 +53,14 @@ impl Report {
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::from(
             "| id | row | client | msg/s | least to most | CPU us/msg | system calls/msg | allocations/msg | \
-             context switches/msg | peak MB |",
+             context switches/msg | peak MB | p50 us | p99 us | p99.9 us |",
         );
         let columns = self.others();
         for other in &columns {
             _ = write!(text, " vs {other}: msg/s, msg/CPU s |");
         }
         text += "\n|---|---|---|";
-        text += &"---:|".repeat(7 + columns.len());
+        text += &"---:|".repeat(10 + columns.len());
         for row in &self.rows {
             for runs in &row.clients {
                 _ = write!(
@@ -80,13 +81,13 @@ impl Report {
                 }
             }
         }
-        _ = write!(
-            text,
-            "\n\nMedians of {} rounds. {}\n",
-            self.rounds,
-            self.machine.lines()
-        );
+        _ = write!(text, "\n\n{}\n", self.small_print());
         text
+    }
+
+    /// What stands under the table and under each chart.
+    pub(crate) fn small_print(&self) -> String {
+        format!("Medians of {} rounds. {}", self.rounds, self.machine.lines())
     }
 
     /// Everybody that the clients are compared with.
@@ -105,8 +106,9 @@ impl Runs {
         let rates = sorted(self.spans.iter().map(Span::rate));
         let optional = |value: Option<f64>| value.map_or_else(|| "n/a".into(), significant);
         let switches = |span: &Span| span.switches as f64 / span.messages as f64;
+        let latency = |value: fn(Latency) -> f64| optional(self.latency(value));
         format!(
-            " {} | {} to {} | {} | {} | {} | {} | {:.1} |",
+            " {} | {} to {} | {} | {} | {} | {} | {:.1} | {} | {} | {} |",
             thousands(middle(&rates)),
             thousands(rates.first().copied().unwrap_or(f64::NAN)),
             thousands(rates.last().copied().unwrap_or(f64::NAN)),
@@ -115,10 +117,19 @@ impl Runs {
             optional(self.counts.allocations),
             significant(self.median(switches)),
             self.median(|span| span.peak_kib as f64 / 1024.0),
+            latency(|latency| latency.p50),
+            latency(|latency| latency.p99),
+            latency(|latency| latency.p999),
         )
     }
 
-    fn median(&self, value: impl Fn(&Span) -> f64) -> f64 {
+    /// `None` where no latency was measured.
+    pub(crate) fn latency(&self, value: fn(Latency) -> f64) -> Option<f64> {
+        let values = self.spans.iter().map(|span| span.latency.map(value));
+        Some(middle(&sorted(values.collect::<Option<Vec<f64>>>()?.into_iter())))
+    }
+
+    pub(crate) fn median(&self, value: impl Fn(&Span) -> f64) -> f64 {
         middle(&sorted(self.spans.iter().map(value)))
     }
 }
@@ -147,7 +158,7 @@ fn middle(sorted: &[f64]) -> f64 {
 }
 
 /// With three digits or so.
-fn significant(value: f64) -> String {
+pub(crate) fn significant(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
         size if size < 0.001 => format!("{value:.5}"),

@@ -1,8 +1,8 @@
 //! What is done with the messages, row by row.
 
-use crate::Result;
 use crate::client::Client;
 use crate::job::{Compression, Work};
+use crate::{Result, files};
 
 /// One row of the table.
 pub(crate) struct Row {
@@ -14,6 +14,10 @@ pub(crate) struct Row {
     pub(crate) work: Work,
     /// The callers are spread over so many.
     pub(crate) topics: usize,
+    /// The messages to consume are spread over so many.
+    pub(crate) nsqds: usize,
+    /// How long each message is.
+    pub(crate) body_len: usize,
     pub(crate) tls: bool,
     pub(crate) compression: Compression,
     messages: Messages,
@@ -21,7 +25,7 @@ pub(crate) struct Row {
 
 /// How many messages take each client a second or two. They differ by up to five orders of magnitude.
 struct Messages {
-    /// Raw and this crate.
+    /// Raw, on tokio too, and this crate.
     best: u64,
     go_nsq: u64,
     tokio_nsq: u64,
@@ -29,20 +33,22 @@ struct Messages {
 }
 
 impl Row {
-    /// How many messages to time, a multiple of what all callers publish at once.
-    pub(crate) fn messages(&self, client: Client) -> u64 {
+    /// How many messages to time if it is one in `share`: a multiple of what all callers publish at once.
+    pub(crate) fn messages(&self, client: Client, share: u64) -> u64 {
         let wanted = match client {
-            Client::Raw | Client::Ours => self.messages.best,
+            Client::Raw | Client::RawTokio | Client::Ours => self.messages.best,
             Client::GoNsq => self.messages.go_nsq,
             Client::TokioNsq => self.messages.tokio_nsq,
             Client::TokioNsqTuned => self.messages.tokio_nsq_tuned,
-        };
+        } / share;
         match self.work {
             Work::Publish { batch, in_flight } => {
                 let step = batch as u64 * u64::from(in_flight);
                 (wanted / step).max(1) * step
             }
-            Work::Consume { .. } => wanted,
+            Work::Consume { .. } | Work::Sleep { .. } => wanted.max(2),
+            // Not fewer of them, or too few would be slower than the slowest thousandth.
+            Work::Latency { .. } => wanted * share,
         }
     }
 }
@@ -124,6 +130,89 @@ const ROWS: &[Row] = &[
         2500,
         messages(1_000_000, 150_000, 800_000, 800_000),
     ),
+    Row {
+        // Raw has one connection.
+        clients: &[Client::Ours, Client::GoNsq, Client::TokioNsq, Client::TokioNsqTuned],
+        nsqds: 10,
+        ..consume(
+            "consume-nsqds",
+            "consume from 10 nsqds, max_in_flight 2500",
+            2500,
+            messages(1_000_000, 150_000, 40_000, 800_000),
+        )
+    },
+    Row {
+        clients: HANDLERS,
+        ..row(
+            "consume-sleep",
+            "consume, 200 handlers that sleep 100 us",
+            Work::Sleep {
+                max_in_flight: 2500,
+                handlers: 200,
+                microseconds: 100,
+            },
+            messages(150_000, 150_000, 0, 0),
+        )
+    },
+    Row {
+        body_len: 20,
+        ..publish(
+            "publish-20B",
+            "publish 20 bytes, 100 callers",
+            1,
+            100,
+            messages(800_000, 120_000, 1_200, 100_000),
+        )
+    },
+    Row {
+        body_len: 10_000,
+        ..publish(
+            "publish-10KB",
+            "publish 10 KB, 100 callers",
+            1,
+            100,
+            messages(60_000, 60_000, 30_000, 30_000),
+        )
+    },
+    Row {
+        body_len: 20,
+        ..consume(
+            "consume-20B",
+            "consume 20 bytes, max_in_flight 2500",
+            2500,
+            messages(1_000_000, 150_000, 800_000, 800_000),
+        )
+    },
+    Row {
+        body_len: 10_000,
+        ..consume(
+            "consume-10KB",
+            "consume 10 KB, max_in_flight 2500",
+            2500,
+            messages(60_000, 60_000, 60_000, 60_000),
+        )
+    },
+    latency(
+        "latency-1000",
+        "latency at 1,000 messages a second, default settings",
+        1000,
+        None,
+        2500,
+    ),
+    latency(
+        "latency-1000-equal",
+        "latency at 1,000 messages a second, output_buffer_timeout 25 ms",
+        1000,
+        Some(25),
+        2500,
+    ),
+    latency(
+        "latency-20000",
+        "latency at 20,000 messages a second, default settings",
+        20_000,
+        None,
+        40_000,
+    ),
     publish_with("tls-publish", "TLS: publish, 100 callers", true, Compression::None),
     consume_with(
         "tls-consume",
@@ -181,8 +270,17 @@ const ROWS: &[Row] = &[
     ),
 ];
 
-/// Those that are measured with what nsqd has to grant first.
-const NEGOTIATORS: &[Client] = &[Client::Ours, Client::GoNsq];
+/// Those that can have many messages in flight.
+const MANY: &[Client] = &[
+    Client::Raw,
+    Client::Ours,
+    Client::GoNsq,
+    Client::TokioNsq,
+    Client::TokioNsqTuned,
+];
+
+/// Those that are measured with what nsqd has to grant first, and with handlers that take their time.
+const HANDLERS: &[Client] = &[Client::Ours, Client::GoNsq];
 
 const fn messages(best: u64, go_nsq: u64, tokio_nsq: u64, tokio_nsq_tuned: u64) -> Messages {
     Messages {
@@ -197,9 +295,14 @@ const fn row(id: &'static str, name: &'static str, work: Work, messages: Message
     Row {
         id,
         name,
-        clients: Client::ALL,
+        clients: match work {
+            Work::Publish { in_flight: 1, .. } | Work::Consume { max_in_flight: 1 } => Client::ALL,
+            _ => MANY,
+        },
         work,
         topics: 1,
+        nsqds: 1,
+        body_len: files::BODY_LEN,
         tls: false,
         compression: Compression::None,
         messages,
@@ -214,9 +317,27 @@ const fn consume(id: &'static str, name: &'static str, max_in_flight: u32, messa
     row(id, name, Work::Consume { max_in_flight }, messages)
 }
 
+const fn latency(
+    id: &'static str,
+    name: &'static str,
+    rate: u32,
+    output_buffer_timeout: Option<u32>,
+    count: u64,
+) -> Row {
+    let work = Work::Latency {
+        rate,
+        max_in_flight: 200,
+        output_buffer_timeout,
+    };
+    Row {
+        clients: &[Client::Raw, Client::Ours, Client::GoNsq],
+        ..row(id, name, work, messages(count, count, 0, 0))
+    }
+}
+
 const fn publish_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {
     Row {
-        clients: NEGOTIATORS,
+        clients: HANDLERS,
         tls,
         compression,
         ..publish(id, name, 1, 100, messages(500_000, 100_000, 0, 0))
@@ -225,7 +346,7 @@ const fn publish_with(id: &'static str, name: &'static str, tls: bool, compressi
 
 const fn consume_with(id: &'static str, name: &'static str, tls: bool, compression: Compression) -> Row {
     Row {
-        clients: NEGOTIATORS,
+        clients: HANDLERS,
         tls,
         compression,
         ..consume(id, name, 2500, messages(500_000, 150_000, 0, 0))

@@ -8,6 +8,7 @@ use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
 use crate::allocations;
+use crate::latency::Latency;
 
 /// A clock that has been started: the wall's, and what this process has used.
 #[derive(Clone, Copy)]
@@ -32,6 +33,9 @@ pub(crate) struct Span {
     /// Calls of the allocator, where they were counted.
     #[serde(default)]
     pub(crate) allocations: u64,
+    /// From publishing to handling, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<Latency>,
 }
 
 impl Clock {
@@ -60,6 +64,7 @@ impl Clock {
             switches: passed(|usage| usage.voluntary_context_switches() + usage.involuntary_context_switches()),
             allocations: allocations::counted() - self.allocations,
             peak_kib: peak_kib().unwrap_or(0),
+            latency: None,
         }
     }
 }

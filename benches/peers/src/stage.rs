@@ -22,36 +22,49 @@ const SURPLUS: u64 = 6000;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Topics of its own for one measurement. The job says which.
-pub(crate) fn set(nsqd: &Nsqd, files: &Files, row: &Row, client: Client) -> Result<Job> {
+pub(crate) fn set(nsqds: &[Nsqd], files: &Files, row: &Row, client: Client, share: u64) -> Result<Job> {
+    let (nsqd, others) = nsqds[..row.nsqds].split_first().ok_or("a row without nsqd")?;
     // To a socket that sends one PUB per message it makes no difference which topic each names.
     let topics = if client == Client::Raw { 1 } else { row.topics };
     let job = Job {
         nsqd: nsqd.tcp_address(),
+        other_nsqds: others.iter().map(Nsqd::tcp_address).collect(),
         topics: (0..topics).map(|_| nsqd.new_topic()).collect(),
-        messages: row.messages(client),
-        bodies: files.bodies(),
+        messages: row.messages(client, share),
+        bodies: files.bodies(row.body_len),
         root_ca: row.tls.then(|| files.certificate()),
         compression: row.compression,
         work: row.work,
     };
-    if let Work::Consume { .. } = job.work {
-        fill(nsqd, &job)?;
+    match job.work {
+        Work::Publish { .. } => {}
+        Work::Consume { .. } | Work::Sleep { .. } => nsqds[..row.nsqds].iter().try_for_each(|nsqd| fill(nsqd, &job))?,
+        Work::Latency { .. } => create_channel(nsqd, &job)?,
     }
     Ok(job)
 }
 
 /// Deletes the topics with all that is queued, so that each measurement finds nsqd's memory empty.
-pub(crate) fn strike(nsqd: &Nsqd, job: &Job) -> Result<()> {
-    job.topics.iter().try_for_each(|topic| nsqd.delete_topic(topic))
+pub(crate) fn strike(nsqds: &[Nsqd], row: &Row, job: &Job) -> Result<()> {
+    let delete_from = |nsqd: &Nsqd| job.topics.iter().try_for_each(|topic| nsqd.delete_topic(topic));
+    nsqds[..row.nsqds].iter().try_for_each(delete_from)
 }
 
-/// Queues messages in the channel. It is there before them: nsqd would otherwise carry them over from the topic while
-/// the consumer is timed.
-fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
+/// The channel is there before the messages: nsqd would otherwise carry them over from the topic while the consumer is
+/// timed.
+fn create_channel(nsqd: &Nsqd, job: &Job) -> Result<()> {
     let topic = &job.topics[0];
     nsqd.request(&format!("POST /topic/create?topic={topic}"))?;
-    nsqd.request(&format!("POST /channel/create?topic={topic}&channel=bench"))?;
-    let batches = (job.messages + SURPLUS) / FILL;
+    nsqd.request(&format!("POST /channel/create?topic={topic}&channel=bench"))
+        .map(drop)
+}
+
+/// Queues this nsqd's share of the messages in the channel.
+fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
+    create_channel(nsqd, job)?;
+    let topic = &job.topics[0];
+    let share = job.messages / job.addresses().count() as u64;
+    let batches = (share + SURPLUS) / FILL;
     raw::publish(
         nsqd.tcp_address(),
         topic,

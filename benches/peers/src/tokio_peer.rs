@@ -26,6 +26,7 @@ pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Durat
     match job.work {
         Work::Publish { batch, in_flight } => publish(job, shared, bodies, batch, in_flight).await,
         Work::Consume { max_in_flight } => consume(job, shared, max_in_flight).await,
+        Work::Sleep { .. } | Work::Latency { .. } => Err("tokio-nsq has no handlers, nor these settings".into()),
     }
 }
 
@@ -87,7 +88,7 @@ async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Resu
     let topic = NSQTopic::new(&job.topics[0]).ok_or("not a topic")?;
     let channel = NSQChannel::new("bench").ok_or("not a channel")?;
     let mut consumer = NSQConsumerConfig::new(topic, channel)
-        .set_sources(NSQConsumerConfigSources::Daemons(vec![job.nsqd.to_string()]))
+        .set_sources(NSQConsumerConfigSources::Daemons(job.addresses().collect()))
         .set_max_in_flight(max_in_flight)
         .set_shared(shared)
         .build();
