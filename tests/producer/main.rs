@@ -33,6 +33,17 @@ use tokio::task::JoinHandle;
 /// A body that does not fit into what the connection holds, so that a part of its command stays unwritten.
 const LARGE: usize = 300_000;
 
+/// Lives a random life: on a runtime of its own, under a paused clock, and by the seed alone.
+fn run_life(seed: u64, life: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    fastrand::seed(seed);
+    runtime.block_on(life);
+}
+
 /// Publishes in a task of its own.
 fn publish(producer: &Producer, topic: &'static str, body: impl Into<Bytes>) -> JoinHandle<Result<()>> {
     let (producer, body) = (producer.clone(), body.into());

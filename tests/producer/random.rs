@@ -12,6 +12,8 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::run_life;
+
 const TOPICS: [&str; 2] = ["a", "b"];
 /// Less than some messages have, so that nsqd tells its limit now and then.
 const MAX_MSG_SIZE: usize = 400;
@@ -218,13 +220,7 @@ fn id_of(body: &[u8]) -> u32 {
 fn p1_p2_random_lives_on_the_test_broker_are_told_truthfully() {
     let seeds = std::env::var("PRODUCER_SEEDS").map_or(40, |count| count.parse().unwrap());
     for seed in 0..seeds {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        fastrand::seed(seed);
-        runtime.block_on(async {
+        run_life(seed, async {
             let life = async {
                 let mut life = Life::new(seed).await;
                 life.live().await;

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{NAMES, SECOND, text};
+use crate::run_life;
 use crate::support::{Command, Peer};
 
 /// Which nsqd has accepted which message.
@@ -332,13 +333,7 @@ fn judge_books(policy: &Policy, books: &Books, seed: u64) {
 fn p1_p2_p3_random_lives_of_a_pool_are_told_truthfully() {
     let seeds = std::env::var("POOL_SEEDS").map_or(300, |seeds| seeds.parse().unwrap());
     for seed in 0..seeds {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        fastrand::seed(seed);
-        runtime.block_on(async {
+        run_life(seed, async {
             let life = timeout(7 * 86_400 * SECOND, live(seed));
             life.await.unwrap_or_else(|_| panic!("seed {seed}: a life never ended"));
         });

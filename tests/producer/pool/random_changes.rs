@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::random::{Books, Chaos, millis};
 use super::{NAMES, SECOND, text};
+use crate::run_life;
 use crate::support::settle;
 
 type Told = Arc<Mutex<HashMap<String, Vec<Error>>>>;
@@ -218,13 +219,7 @@ fn is_of_shutdown(error: &Error) -> bool {
 fn p1_p2_p3_random_lives_with_changing_nsqds_are_told_truthfully() {
     let seeds = std::env::var("POOL_SEEDS").map_or(300, |seeds| seeds.parse().unwrap());
     for seed in 0..seeds {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        fastrand::seed(seed);
-        runtime.block_on(async {
+        run_life(seed, async {
             let mut life = Life::begin(seed);
             life.live().await;
             life.end().await;
