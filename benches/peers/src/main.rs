@@ -1,6 +1,8 @@
 //! The crate next to other NSQ clients, on a real nsqd. `README.md` beside `Cargo.toml` says how to run and to read it.
 
 mod allocations;
+#[path = "../../shared/body.rs"]
+mod body;
 // Shared with the benchmark that needs no other client.
 #[expect(dead_code, reason = "only that one measures brokers")]
 #[path = "../../nsqd/broker.rs"]
