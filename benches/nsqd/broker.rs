@@ -51,6 +51,8 @@ impl Nsqd {
         let mut child = Command::new(binary)
             .arg(format!("--data-path={}", directory.path().display()))
             .args(["--tcp-address=127.0.0.1:0", "--http-address=127.0.0.1:0"])
+            // Served where there is a certificate, and at a fixed port by default.
+            .arg("--https-address=127.0.0.1:0")
             .arg("--mem-queue-size=2000000")
             .args(options)
             .stdin(Stdio::null())

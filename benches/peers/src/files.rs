@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::Result;
+use crate::{Result, body};
 
 /// How long bodies are, unless a row says otherwise.
 pub(crate) const BODY_LEN: usize = 200;
@@ -29,7 +29,7 @@ impl Files {
         fs::write(files.key(), issued.signing_key.serialize_pem())?;
         let mut random = fastrand::Rng::with_seed(1);
         for length in LENGTHS {
-            let bodies: Vec<String> = (0..BODIES).map(|_| body(&mut random, length)).collect();
+            let bodies: Vec<String> = (0..BODIES).map(|_| body::event(&mut random, length)).collect();
             fs::write(files.bodies(length), bodies.join("\n"))?;
         }
         Ok(files)
@@ -55,26 +55,4 @@ pub(crate) fn read_bodies(path: &Path) -> Result<&'static [Bytes]> {
     let text: &'static str = fs::read_to_string(path)?.leak();
     let bodies: Vec<Bytes> = text.lines().map(|body| Bytes::from_static(body.as_bytes())).collect();
     Ok(bodies.leak())
-}
-
-/// An event as services publish it: names that are always the same, and values that are not. A short one is only how such
-/// an event begins.
-fn body(random: &mut fastrand::Rng, length: usize) -> String {
-    const EVENTS: [&str; 4] = ["order_created", "order_paid", "parcel_sent", "refund_asked"];
-    let mut text = format!(
-        r#"{{"id":"{:016x}","event":"{}","at":{},"user":{},"amount":{}.{:02},"note":""#,
-        random.u64(..),
-        EVENTS[random.usize(..EVENTS.len())],
-        random.u64(1_700_000_000_000..1_800_000_000_000),
-        random.u32(..10_000_000),
-        random.u32(..1000),
-        random.u32(..100),
-    );
-    const END: &str = r#""}"#;
-    while text.len() + END.len() < length {
-        text.push(random.alphanumeric());
-    }
-    text += END;
-    text.truncate(length);
-    text
 }

@@ -1,6 +1,8 @@
 //! The crate next to other NSQ clients, on a real nsqd. `README.md` beside `Cargo.toml` says how to run and to read it.
 
 mod allocations;
+#[path = "../../shared/body.rs"]
+mod body;
 // Shared with the benchmark that needs no other client.
 #[expect(dead_code, reason = "only that one measures brokers")]
 #[path = "../../nsqd/broker.rs"]
@@ -8,6 +10,7 @@ mod broker;
 mod chart;
 mod client;
 mod files;
+mod gate;
 mod job;
 mod latency;
 mod machine;
@@ -64,6 +67,9 @@ struct Options {
     /// Where the table, the JSON and the charts are written, relative to the root of the crate.
     #[arg(long, default_value = "target/peers")]
     output: PathBuf,
+    /// Measures only what has a limit, quickly, and fails if one is exceeded. Writes no files.
+    #[arg(long, conflicts_with_all = ["rounds", "rows", "clients", "output"])]
+    gate: bool,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -82,7 +88,7 @@ enum Role {
 }
 
 fn main() -> Result<()> {
-    let options = Options::parse();
+    let mut options = Options::parse();
     if let Some(Role::Client {
         client,
         job,
@@ -98,6 +104,11 @@ fn main() -> Result<()> {
     let Some(program) = broker::find(&root) else {
         return Err("nsqd not found: tests/interop/install-brokers.sh builds it into target/brokers".into());
     };
+    if options.gate {
+        options.quick = true;
+        options.rows = gate::rows();
+        options.clients = gate::CLIENTS.to_vec();
+    }
     let rows = rows::choose(&options.rows)?;
     machine::put_first();
     let files = Files::create()?;
@@ -118,6 +129,9 @@ fn main() -> Result<()> {
     };
     let table = report.markdown();
     println!("{table}");
+    if options.gate {
+        return gate::check(&report);
+    }
     let directory = root.join(&options.output);
     fs::create_dir_all(&directory)?;
     fs::write(directory.join("peers.md"), &table)?;

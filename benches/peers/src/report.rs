@@ -134,17 +134,18 @@ impl Runs {
     }
 }
 
-/// The medians of the ratios within each round: both sides of a round met the machine in the same mood.
 fn versus(runs: &Runs, other: &Runs) -> String {
-    let ratio = |value: fn(&Span) -> f64| {
-        let pairs = runs.spans.iter().zip(&other.spans);
-        middle(&sorted(pairs.map(|(one, other)| value(one) / value(other))))
-    };
     format!(
         " {}, {} |",
-        significant(ratio(Span::rate)),
-        significant(ratio(Span::rate_on_cpu))
+        significant(ratio(runs, other, Span::rate)),
+        significant(ratio(runs, other, Span::rate_on_cpu))
     )
+}
+
+/// The median of the ratios within each round: both sides of a round met the machine in the same mood.
+pub(crate) fn ratio(one: &Runs, other: &Runs, value: impl Fn(&Span) -> f64) -> f64 {
+    let pairs = one.spans.iter().zip(&other.spans);
+    middle(&sorted(pairs.map(|(one, other)| value(one) / value(other))))
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

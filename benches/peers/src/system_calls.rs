@@ -41,6 +41,11 @@ pub(crate) fn tool_name() -> &'static str {
     }
 }
 
+/// Whether the counts are the program's own, and not what counting has made of them.
+pub(crate) fn are_exact() -> bool {
+    tool() == Some(Tool::Perf)
+}
+
 impl Counter {
     pub(crate) fn read(&self) -> Option<u64> {
         let (tool, file) = self.0.as_ref()?;
