@@ -68,8 +68,14 @@ pub fn rdy(out: &mut BytesMut, count: u32) {
 }
 
 /// `FIN`: the message is done.
+#[inline]
 pub fn fin(out: &mut BytesMut, id: &MessageId) {
-    put_line(out, b"FIN ", &[id.as_bytes()]);
+    // The one command that is sent for every message: in one piece, whose length the compiler knows.
+    const NAME: &[u8; 4] = b"FIN ";
+    let mut line = [b'\n'; NAME.len() + MessageId::LEN + 1];
+    line[..NAME.len()].copy_from_slice(NAME);
+    line[NAME.len()..][..MessageId::LEN].copy_from_slice(id.as_bytes());
+    out.put_slice(&line);
 }
 
 /// `REQ`: nsqd shall deliver the message again, after `delay_ms` milliseconds.

@@ -235,13 +235,13 @@ impl Iterator for Frames {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.len() < SIZE_LEN + TYPE_LEN {
+        let (Some(size), Some(kind)) = (read_u32(&self.rest, 0), read_u32(&self.rest, SIZE_LEN)) else {
             return self.error.take().map(Err);
-        }
-        // The scan has checked the sizes; `min` keeps a mistake there from becoming a panic here.
-        let size = self.rest.get_u32() as usize;
-        let mut data = self.rest.split_to(size.min(self.rest.len()));
-        let kind = data.get_u32();
+        };
+        // The scan has checked the sizes; the bounds keep a mistake there from becoming a panic here.
+        let len = (SIZE_LEN + size as usize).clamp(SIZE_LEN + TYPE_LEN, self.rest.len());
+        let mut data = self.rest.split_to(len);
+        data.advance(SIZE_LEN + TYPE_LEN);
         Some(match kind {
             TYPE_RESPONSE => Ok(Frame::Response(data)),
             TYPE_ERROR => Ok(Frame::Error(data)),
@@ -253,6 +253,7 @@ impl Iterator for Frames {
     }
 }
 
+#[inline]
 fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..at + 4)?;
     Some(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))

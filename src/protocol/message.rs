@@ -60,18 +60,17 @@ impl Message {
     ///
     /// Returns `None` if `data` is shorter than the 26 bytes that come before a body.
     #[must_use]
+    #[inline]
     pub fn decode(mut data: Bytes) -> Option<Self> {
-        if data.len() < HEADER_LEN {
-            return None;
-        }
-        let timestamp = data.get_i64();
-        let attempts = data.get_u16();
-        let mut id = [0; MessageId::LEN];
-        data.copy_to_slice(&mut id);
+        let (timestamp, rest) = data.split_first_chunk()?;
+        let (attempts, rest) = rest.split_first_chunk()?;
+        let (timestamp, attempts) = (i64::from_be_bytes(*timestamp), u16::from_be_bytes(*attempts));
+        let id = MessageId(*rest.first_chunk()?);
+        data.advance(HEADER_LEN);
         Some(Self {
             timestamp,
             attempts,
-            id: MessageId(id),
+            id,
             body: data,
         })
     }
