@@ -58,10 +58,8 @@ impl Consumer {
 
     /// What the supervisor does whenever a connection has crossed a mark: all connections have so many in flight.
     fn look_around(&mut self, in_flight: u32) {
-        for id in self.ids() {
-            self.flow
-                .handle_in_flight(id, black_box(in_flight), in_flight > 0, self.now);
-        }
+        let reports = self.ids().map(|id| (id, black_box(in_flight), in_flight > 0));
+        self.flow.handle_all_in_flight(reports, self.now);
         self.write_rdy();
         for id in self.ids() {
             black_box((self.flow.notify_below(id), self.flow.notify_above(id)));

@@ -199,8 +199,20 @@ impl Flow {
         self.plan(now);
     }
 
-    /// How many messages a connection has in flight, and whether any came since the last report.
-    pub(crate) fn handle_in_flight(&mut self, id: ConnectionId, in_flight: u32, received: bool, now: Instant) {
+    /// Takes reports on connections: how many messages each has in flight, and whether any came since its last report.
+    pub(crate) fn handle_all_in_flight(
+        &mut self,
+        reports: impl IntoIterator<Item = (ConnectionId, u32, bool)>,
+        now: Instant,
+    ) {
+        for (id, in_flight, received) in reports {
+            self.note_in_flight(id, in_flight, received, now);
+        }
+        // Once for all of them: it looks at each connection.
+        self.plan(now);
+    }
+
+    fn note_in_flight(&mut self, id: ConnectionId, in_flight: u32, received: bool, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -220,7 +232,6 @@ impl Flow {
             0
         };
         connection.in_flight = in_flight.max(pending);
-        self.plan(now);
     }
 
     /// A message was answered. Call it, and write the RDY commands that follow, before the answer itself.

@@ -17,6 +17,13 @@ const B: ConnectionId = ConnectionId(2);
 const C: ConnectionId = ConnectionId(3);
 const SECOND: Duration = Duration::from_secs(1);
 
+impl Flow {
+    /// A report on one connection alone.
+    fn handle_in_flight(&mut self, id: ConnectionId, in_flight: u32, received: bool, now: Instant) {
+        self.handle_all_in_flight([(id, in_flight, received)], now);
+    }
+}
+
 fn flow(max_in_flight: u32) -> (Flow, Instant) {
     let options = FlowOptions {
         max_in_flight,

@@ -225,12 +225,13 @@ impl Supervisor {
             self.flow.set_max_in_flight(allowance, now);
         }
         let mut messages = false;
-        for (id, known) in &mut self.links {
+        let reports = self.links.iter_mut().map(|(id, known)| {
             let (received, in_flight) = (known.link.received(), known.link.in_flight());
             let news = received != std::mem::replace(&mut known.received, received);
-            self.flow.handle_in_flight(*id, in_flight, news, now);
             messages |= news || in_flight > 0;
-        }
+            (*id, in_flight, news)
+        });
+        self.flow.handle_all_in_flight(reports, now);
         self.write_rdy(None);
         self.publish_flow();
         let mut first_wanted = false;

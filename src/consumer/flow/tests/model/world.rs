@@ -201,15 +201,15 @@ impl World {
 
     /// Reports the counts of those connections for which it is `due`. Returns whether there was one.
     fn report(&mut self, due: impl Fn(&Flow, (ConnectionId, u32)) -> bool) -> bool {
-        let mut any = false;
+        let mut reports = Vec::new();
         for (&id, nsqd) in &mut self.nsqds {
             let in_flight = nsqd.in_flight();
             if due(&self.flow, (id, in_flight)) {
-                let received = std::mem::take(&mut nsqd.received);
-                self.flow.handle_in_flight(id, in_flight, received, self.now);
-                any = true;
+                reports.push((id, in_flight, std::mem::take(&mut nsqd.received)));
             }
         }
+        let any = !reports.is_empty();
+        self.flow.handle_all_in_flight(reports, self.now);
         any
     }
 
