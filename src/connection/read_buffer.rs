@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 const SMALLEST: usize = 8 * 1024;
-const LARGEST: usize = 128 * 1024;
+const LARGEST: usize = 64 * 1024;
 
 /// How many retired buffers wait for their slices to be dropped. Handlers that keep bodies for longer make further
 /// buffers be allocated, which is theirs to bound.
