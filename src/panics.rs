@@ -6,10 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Runs a user's code. The error is what a panic in it said.
 ///
 /// What the panic left half-done belongs to that code.
+#[inline]
 pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(said)
 }
 
+#[cold]
 fn said(payload: Box<dyn Any + Send>) -> String {
     let text = payload
         .downcast_ref::<&str>()

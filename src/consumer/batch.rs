@@ -16,18 +16,17 @@ use super::answer::keep_alive::{Grip, keep_all, poll_slot};
 use super::answer::lease::Lease;
 use super::duplicates::{Ticket, Unstarted};
 use super::handler::{BoxError, Verdict};
-use super::link::Link;
 use super::message::Message;
 use super::state::State;
 use super::supervisor::mailbox::Event;
-use super::work::answers::{Answer, Answers};
-use super::work::inbox::{Delivery, Inbox};
+use super::work::answers::Answers;
+use super::work::inbox::Inbox;
 use super::work::lookout::Lookout;
 use super::work::panics::{catch_panic, caught};
 use super::work::source::Source;
 use super::work::worker::judge;
 use crate::error::{Error, Result};
-use crate::protocol::MessageId;
+use crate::protocol::{self, MessageId};
 
 /// How messages are gathered for a [`BatchHandler`].
 ///
@@ -315,17 +314,16 @@ impl<H: BatchHandler> Batcher<H> {
         let gathered = gathered.into_iter().filter(alive).filter_map(Unstarted::begin);
         gathered
             .map(|(delivery, ticket)| {
+                let message = delivery.message;
                 let open = Open {
-                    kept: keep.then(|| delivery.clone()),
-                    link: Arc::clone(&delivery.link),
-                    id: delivery.message.id,
-                    attempts: delivery.message.attempts,
-                    delivered_at: delivery.delivered_at,
-                    lease: Arc::default(),
+                    kept: keep.then(|| message.clone()),
+                    id: message.id,
+                    attempts: message.attempts,
+                    lease: Arc::new(Lease::new(delivery.link, delivery.delivered_at)),
                     ticket,
                 };
-                let message = Message::of_handler(delivery, Arc::clone(&open.lease));
-                (message.with_ticket(open.ticket.clone()), open)
+                let message = Message::of_handler(message, Arc::clone(&open.lease), open.ticket.clone());
+                (message, open)
             })
             .unzip()
     }
@@ -360,9 +358,9 @@ impl<H: BatchHandler> Batcher<H> {
     async fn give_up(&self, entries: &[Open]) {
         let mut answers = Answers::default();
         for entry in entries.iter().filter(|entry| !entry.lease.is_claimed()) {
-            self.hall.desk.log_given_up(&entry.link, entry.id, entry.attempts);
+            self.hall.desk.log_given_up(&entry.lease.link, entry.id, entry.attempts);
             let message = entry.kept.clone();
-            let message = message.map(|kept| Message::of_handler(kept, Arc::clone(&entry.lease)));
+            let message = message.map(|kept| Message::of_handler(kept, Arc::clone(&entry.lease), None));
             let verdict = self.hall.desk.give_up(message).await;
             self.settle(entry, verdict, &mut answers).await;
             answers.hand_over();
@@ -392,7 +390,7 @@ impl<H: BatchHandler> Batcher<H> {
         }
         let desk = &self.hall.desk;
         let (command, outcome) = desk.command(entry.id, entry.attempts, verdict);
-        let link = Arc::clone(&entry.link);
+        let link = Arc::clone(&entry.lease.link);
         if desk.concerns_flow(outcome) {
             desk.mailbox.send(Event::Handled {
                 link,
@@ -401,7 +399,7 @@ impl<H: BatchHandler> Batcher<H> {
                 written: None,
             });
         } else {
-            answers.push(Answer { link, command });
+            answers.push(&link, command);
         }
         true
     }
@@ -439,7 +437,7 @@ fn verdicts(entries: &[Open], outcomes: Outcomes) -> Vec<std::result::Result<(),
     };
     let results = match outcomes {
         // One error is told once.
-        Outcomes::Same(result) => return vec![judge(result, &first.link, first.id); entries.len()],
+        Outcomes::Same(result) => return vec![judge(result, &first.lease.link, first.id); entries.len()],
         Outcomes::Each(results) => results,
     };
     if results.len() != entries.len() {
@@ -451,7 +449,7 @@ fn verdicts(entries: &[Open], outcomes: Outcomes) -> Vec<std::result::Result<(),
     }
     let mut results = results.into_iter();
     let verdict = |entry: &Open| match results.next() {
-        Some(result) => judge(result, &entry.link, entry.id),
+        Some(result) => judge(result, &entry.lease.link, entry.id),
         None => Err(Verdict::PLAIN),
     };
     let verdicts = entries.iter().map(verdict).collect();
@@ -467,25 +465,17 @@ fn verdicts(entries: &[Open], outcomes: Outcomes) -> Vec<std::result::Result<(),
 
 /// A message that is being handled as part of a batch. If its handler is stopped in the middle, the message is given back.
 struct Open {
-    link: Arc<Link>,
     id: MessageId,
     attempts: u16,
-    delivered_at: Instant,
     lease: Arc<Lease>,
     ticket: Option<Arc<Ticket>>,
     /// For the give-up hook, which may be needed after the handler has taken the message.
-    kept: Option<Delivery>,
+    kept: Option<protocol::Message>,
 }
 
 impl Open {
     fn grip(&self) -> Grip<'_> {
-        Grip {
-            link: &self.link,
-            id: self.id,
-            delivered_at: self.delivered_at,
-            touched_ms: &self.lease.touched_ms,
-            lease: Some(&self.lease),
-        }
+        self.lease.grip(self.id)
     }
 }
 
@@ -497,7 +487,7 @@ struct AtWork<'a> {
 
 impl<'a> AtWork<'a> {
     fn begin(inbox: &'a Inbox, number: usize, entries: &[Open]) -> Self {
-        let batch = entries.iter().map(|entry| (entry.link.id, entry.id));
+        let batch = entries.iter().map(|entry| (entry.lease.link.id, entry.id));
         inbox.set_batch(number, batch.collect());
         Self { inbox, number }
     }
@@ -512,7 +502,7 @@ impl Drop for AtWork<'_> {
 impl Drop for Open {
     fn drop(&mut self) {
         if self.lease.claim() {
-            self.link.desk.abandon(&self.link, self.id);
+            self.lease.link.desk.abandon(&self.lease.link, self.id);
         }
     }
 }

@@ -4,12 +4,10 @@ use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::answer::answering::{Answering, Sent};
 use super::answer::desk::Claim;
@@ -17,8 +15,7 @@ use super::answer::keep_alive::{Cut, Grip, Patience};
 use super::answer::lease::Lease;
 use super::duplicates::Ticket;
 use super::handler::Verdict;
-use super::link::{Command, Link};
-use super::work::inbox::Delivery;
+use super::link::Command;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, MessageId};
 
@@ -37,19 +34,16 @@ use crate::protocol::{self, MessageId};
 /// dropped it has not handled it. Dropping the message of a handler does nothing.
 pub struct Message {
     content: protocol::Message,
-    link: Arc<Link>,
-    delivered_at: Instant,
+    lease: Arc<Lease>,
     duty: Duty,
-    /// When it was last touched, in milliseconds after the delivery. For a handler's message, the lease has it.
-    touched_ms: AtomicU32,
     /// Keeps other deliveries of the same message away, if duplicates are to be skipped.
     ticket: Option<Arc<Ticket>>,
 }
 
 /// Who is to answer a message.
 enum Duty {
-    /// The handler's result, unless the lease is taken over.
-    Handler(Arc<Lease>),
+    /// The handler's result, unless somebody else claims the lease.
+    Handler,
     /// Whoever holds the message.
     Owned(Claim),
     /// Nobody: it is answered.
@@ -58,35 +52,30 @@ enum Duty {
 
 impl Message {
     /// A message that a handler's result answers.
-    pub(super) fn of_handler(delivery: Delivery, lease: Arc<Lease>) -> Self {
-        Self::new(delivery, Duty::Handler(lease), None)
-    }
-
-    /// A message that whoever gets it answers.
-    pub(super) fn owned(delivery: Delivery, ticket: Option<Arc<Ticket>>) -> Self {
-        let claim = delivery.link.desk.hold(&delivery.link, delivery.message.id);
-        Self::new(delivery, Duty::Owned(claim), ticket)
-    }
-
-    fn new(delivery: Delivery, duty: Duty, ticket: Option<Arc<Ticket>>) -> Self {
+    #[inline]
+    pub(super) fn of_handler(content: protocol::Message, lease: Arc<Lease>, ticket: Option<Arc<Ticket>>) -> Self {
         Self {
-            content: delivery.message,
-            link: delivery.link,
-            delivered_at: delivery.delivered_at,
-            duty,
-            touched_ms: AtomicU32::new(0),
+            content,
+            lease,
+            duty: Duty::Handler,
             ticket,
         }
     }
 
-    pub(super) fn with_ticket(mut self, ticket: Option<Arc<Ticket>>) -> Self {
-        self.ticket = ticket;
-        self
+    /// A message that whoever gets it answers.
+    pub(super) fn owned(content: protocol::Message, lease: Arc<Lease>, ticket: Option<Arc<Ticket>>) -> Self {
+        let claim = lease.link.desk.hold(&lease.link, content.id);
+        Self {
+            content,
+            lease,
+            duty: Duty::Owned(claim),
+            ticket,
+        }
     }
 
     /// What was published.
     ///
-    /// The bytes are a slice of the buffer that was read from the connection (up to 128 KiB, or the message's size if
+    /// The bytes are a slice of the buffer that was read from the connection (up to 64 KiB, or the message's size if
     /// it is larger), and keeping them keeps all of it: copy them with `Bytes::copy_from_slice` to keep a small body
     /// for long.
     #[must_use]
@@ -98,8 +87,8 @@ impl Message {
     ///
     /// The message is dropped: one that is owned is requeued.
     #[must_use]
-    pub fn into_body(self) -> Bytes {
-        self.content.body.clone()
+    pub fn into_body(mut self) -> Bytes {
+        std::mem::take(&mut self.content.body)
     }
 
     /// The id, unique within a topic of one nsqd.
@@ -130,7 +119,7 @@ impl Message {
     /// The address of the nsqd that delivered the message, as configured or discovered.
     #[must_use]
     pub fn nsqd(&self) -> &str {
-        &self.link.address
+        &self.lease.link.address
     }
 
     /// How long nsqd will wait for the answer from now on; zero once it has taken the message back.
@@ -145,18 +134,9 @@ impl Message {
 
     fn grip(&self) -> Grip<'_> {
         Grip {
-            link: &self.link,
-            id: self.content.id,
-            delivered_at: self.delivered_at,
-            touched_ms: self.touched_ms(),
+            // Whoever holds the message has its answer in their own hands.
             lease: None,
-        }
-    }
-
-    fn touched_ms(&self) -> &AtomicU32 {
-        match &self.duty {
-            Duty::Handler(lease) => &lease.touched_ms,
-            Duty::Owned(_) | Duty::Answered => &self.touched_ms,
+            ..self.lease.grip(self.content.id)
         }
     }
 
@@ -225,7 +205,7 @@ impl Message {
     ///
     /// The future borrows nothing and may outlive the message.
     pub fn lost(&self) -> impl Future<Output = Error> + Send + use<> {
-        let mut watch = self.link.watch(self.content.id);
+        let mut watch = self.lease.link.watch(self.content.id);
         async move { watch.refused().await }
     }
 
@@ -246,10 +226,10 @@ impl Message {
     /// ```
     #[must_use = "a message that is dropped unanswered is requeued"]
     pub fn take_over(mut self) -> Self {
-        if let Duty::Handler(lease) = &self.duty {
-            self.touched_ms = AtomicU32::new(lease.touched_ms.load(Ordering::Relaxed));
-            self.duty = if lease.claim() {
-                Duty::Owned(self.link.desk.hold(&self.link, self.content.id))
+        if matches!(self.duty, Duty::Handler) {
+            let link = &self.lease.link;
+            self.duty = if self.lease.claim() {
+                Duty::Owned(link.desk.hold(link, self.content.id))
             } else {
                 Duty::Answered
             };
@@ -314,7 +294,7 @@ impl Message {
     /// # Cancel safety
     /// FIN is queued at the first poll. Dropping the future later changes nothing.
     pub async fn finish_confirmed(self) -> Result<()> {
-        let link = Arc::clone(&self.link);
+        let link = Arc::clone(&self.lease.link);
         let mut refusal = link.watch(self.content.id);
         self.finish().await?;
         let marker = link.next_marker();
@@ -340,8 +320,8 @@ impl Message {
     /// Dropping the future before it is done drops the message, which requeues it.
     pub async fn give_up(self) -> Result<()> {
         let message = self.take_over();
-        let giving_up = message.link.desk.give_up(Some(message.copy()));
-        let verdict = if message.link.desk.rules.patience.keep_alive {
+        let giving_up = message.lease.link.desk.give_up(Some(message.copy()));
+        let verdict = if message.lease.link.desk.rules.patience.keep_alive {
             message.keep_alive_while(giving_up).await?
         } else {
             giving_up.await
@@ -353,10 +333,8 @@ impl Message {
     fn copy(&self) -> Self {
         Self {
             content: self.content.clone(),
-            link: Arc::clone(&self.link),
-            delivered_at: self.delivered_at,
+            lease: Arc::clone(&self.lease),
             duty: Duty::Answered,
-            touched_ms: AtomicU32::new(self.touched_ms().load(Ordering::Relaxed)),
             ticket: None,
         }
     }
@@ -395,8 +373,8 @@ impl Message {
     /// Whether the caller is the one to answer it; nobody else is then.
     fn claim(&self) -> bool {
         match &self.duty {
-            Duty::Handler(lease) => lease.claim(),
-            Duty::Owned(claim) => self.link.desk.release(*claim),
+            Duty::Handler => self.lease.claim(),
+            Duty::Owned(claim) => self.lease.link.desk.release(*claim),
             Duty::Answered => false,
         }
     }
@@ -414,11 +392,12 @@ impl Message {
             return (false, Answering::failed(self.no_longer_ours()));
         }
         let sent = self
+            .lease
             .link
             .desk
-            .answer(&self.link, self.content.id, self.content.attempts, verdict);
+            .answer(&self.lease.link, self.content.id, self.content.attempts, verdict);
         let answering = match sent {
-            Ok(None) => Answering::new(Sent::Queued(Arc::clone(&self.link))),
+            Ok(None) => Answering::new(Sent::Queued(Arc::clone(&self.lease.link))),
             Ok(Some(written)) => Answering::new(Sent::Told(written)),
             Err(error) => Answering::failed(error),
         };
@@ -427,7 +406,7 @@ impl Message {
 
     /// Why a message cannot be answered although it was not, by its holder.
     fn no_longer_ours(&self) -> Error {
-        match self.link.check() {
+        match self.lease.link.check() {
             Err(gone) => gone,
             Ok(()) => Error::new(
                 ErrorKind::Shutdown,
@@ -435,19 +414,24 @@ impl Message {
                 "the message is answered already: by its handler's result; or the consumer has given it back at its end, or \
                  nsqd has taken it back",
             )
-            .at(&self.link.address),
+            .at(&self.lease.link.address),
         }
     }
 }
 
 impl Drop for Message {
+    #[inline]
     fn drop(&mut self) {
-        if let Duty::Owned(claim) = std::mem::replace(&mut self.duty, Duty::Answered) {
-            let desk = &self.link.desk;
+        if let Duty::Owned(claim) = self.duty {
+            let desk = &self.lease.link.desk;
             if desk.release(claim) {
                 // On a lost connection nsqd takes the message back by itself.
-                let _lost_with_its_connection =
-                    desk.answer(&self.link, self.content.id, self.content.attempts, Err(Verdict::PLAIN));
+                let _lost_with_its_connection = desk.answer(
+                    &self.lease.link,
+                    self.content.id,
+                    self.content.attempts,
+                    Err(Verdict::PLAIN),
+                );
                 self.ticket.iter().for_each(|ticket| ticket.end(false));
             }
         }
@@ -459,7 +443,7 @@ impl fmt::Debug for Message {
         f.debug_struct("Message")
             .field("id", &self.content.id)
             .field("attempts", &self.content.attempts)
-            .field("nsqd", &self.link.address)
+            .field("nsqd", &self.lease.link.address)
             .field("body_len", &self.content.body.len())
             .finish_non_exhaustive()
     }

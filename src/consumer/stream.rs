@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_core::Stream;
 
 use super::Consumer;
+use super::answer::lease::Leases;
 use super::duplicates::Unstarted;
 use super::message::Message;
 use super::state::ConsumerReport;
@@ -70,12 +71,17 @@ use super::work::source::Source;
 pub struct MessageStream {
     // Before the consumer: what it is about to hand out is given back while there is a connection to do it on.
     source: Source,
+    leases: Leases,
     consumer: Consumer,
 }
 
 impl MessageStream {
     pub(super) fn new(source: Source, consumer: Consumer) -> Self {
-        Self { source, consumer }
+        Self {
+            source,
+            leases: Leases::default(),
+            consumer,
+        }
     }
 
     /// The next message, or `None` once the consumer is shut down.
@@ -106,7 +112,8 @@ impl MessageStream {
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         self.source.poll_next(cx, None).map(|next| {
             let (delivery, ticket) = next.and_then(Unstarted::begin)?;
-            Some(Message::owned(delivery, ticket))
+            let lease = self.leases.next(&delivery.link, delivery.delivered_at);
+            Some(Message::owned(delivery.message, lease, ticket))
         })
     }
 }

@@ -76,11 +76,13 @@ impl Rules {
     }
 
     /// Whether a message that is given up is still of use to anybody.
+    #[inline]
     pub(in crate::consumer) fn wants_given_up(&self) -> bool {
         self.give_up.is_some() || self.dead_letters.is_some()
     }
 
     /// Whether a message that was delivered this often is not to be handled any more.
+    #[inline]
     pub(in crate::consumer) fn is_exceeded_by(&self, attempts: u16) -> bool {
         self.max_attempts > 0 && attempts > self.max_attempts
     }
@@ -168,6 +170,7 @@ impl Desk {
     }
 
     /// Whether the flow has to hear of this outcome, and before nsqd does.
+    #[inline]
     pub(in crate::consumer) fn concerns_flow(&self, outcome: Outcome) -> bool {
         outcome != Outcome::Success || self.reports_success.load(Ordering::Relaxed)
     }

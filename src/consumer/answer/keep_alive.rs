@@ -541,14 +541,9 @@ mod tests {
     async fn c5_a_future_that_ends_in_the_moment_its_message_is_lost_has_lost_it_unless_it_has_answered() {
         for answered in [false, true] {
             let link = Link::new(ConnectionId(1), Arc::from("nsqd:4150"), Arc::default(), Arc::default());
-            let (link, lease, touched_ms) = (Arc::new(link), Lease::default(), AtomicU32::new(0));
-            let grip = Grip {
-                link: &link,
-                id: MessageId::new(*b"0d1a2b3c4d5e6f70"),
-                delivered_at: Instant::now(),
-                touched_ms: &touched_ms,
-                lease: Some(&lease),
-            };
+            let link = Arc::new(link);
+            let lease = Lease::new(Arc::clone(&link), Instant::now());
+            let grip = lease.grip(MessageId::new(*b"0d1a2b3c4d5e6f70"));
             let ending = poll_fn(|_| {
                 if answered {
                     lease.claim();

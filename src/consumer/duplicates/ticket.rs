@@ -1,7 +1,7 @@
 //! Who handles a message of a key, and who waits for that.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,8 +72,8 @@ impl Parked {
         if answered {
             let _lost_with_its_connection = link.send(Command::Forget(id));
         } else if self.is_alive() {
-            let mut back = vec![self.delivery];
-            self.inbox.append(&mut back);
+            let mut back = VecDeque::from([self.delivery.message]);
+            self.inbox.append(&link, self.delivery.delivered_at, &mut back);
             if !back.is_empty() {
                 let _lost_with_its_connection = link.send(Command::give_back(id, Purpose::Unstarted));
             }
@@ -170,7 +170,8 @@ impl Duplicates {
             let (nsqd, id) = (delivery.link.address.as_bytes(), delivery.message.id);
             return Some([&self.prefix, nsqd, b"/", id.as_bytes()].concat().into());
         };
-        let message = Message::of_handler(delivery.clone(), Arc::<Lease>::default());
+        let lease = Lease::new(Arc::clone(&delivery.link), delivery.delivered_at);
+        let message = Message::of_handler(delivery.message.clone(), Arc::new(lease), None);
         match caught(|| Ok(key(&message))) {
             Ok(key) => Some(key.into()),
             Err(error) => {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Command, Link, Purpose, Queue, Written};
 use crate::connection::{Queued, Role, WriteBuffer};
-use crate::consumer::work::inbox::{Delivery, Inbox};
+use crate::consumer::work::inbox::Inbox;
 use crate::error::{Error, ErrorKind, Result, Step};
 use crate::protocol::{self, ErrorCode, Message, command};
 
@@ -44,9 +44,8 @@ pub(in crate::consumer) struct Session {
     commands: Vec<Command>,
     /// Likewise, of those who want to know when that is written.
     asking: Vec<Written>,
-    /// The messages of the read at hand, and when it was.
-    arrived: Vec<Delivery>,
-    read_at: Option<Instant>,
+    /// The messages of the read at hand.
+    arrived: VecDeque<Message>,
     in_flight: u32,
     received: u64,
     largest_rdy: u32,
@@ -81,8 +80,7 @@ impl Session {
             inbox,
             commands: Vec::new(),
             asking: Vec::new(),
-            arrived: Vec::new(),
-            read_at: None,
+            arrived: VecDeque::new(),
             in_flight: 0,
             received: 0,
             largest_rdy: 0,
@@ -169,9 +167,8 @@ impl Session {
 
     /// Gives back what came after the inbox was closed.
     fn return_unwanted(&mut self) {
-        for delivery in self.arrived.drain(..) {
-            self.commands
-                .push(Command::give_back(delivery.message.id, Purpose::Unstarted));
+        for message in self.arrived.drain(..) {
+            self.commands.push(Command::give_back(message.id, Purpose::Unstarted));
         }
         self.link.send_all(&mut self.commands);
     }
@@ -252,22 +249,17 @@ impl Role for Session {
                 ),
             ));
         }
-        self.arrived.push(Delivery {
-            message,
-            link: Arc::clone(&self.link),
-            delivered_at: *self.read_at.get_or_insert_with(Instant::now),
-        });
+        self.arrived.push_back(message);
         Ok(())
     }
 
     fn frames_end(&mut self) {
-        self.read_at = None;
         if self.arrived.is_empty() {
             return;
         }
         self.received += self.arrived.len() as u64;
         self.link.set_in_flight(self.in_flight, self.received);
-        self.inbox.append(&mut self.arrived);
+        self.inbox.append(&self.link, Instant::now(), &mut self.arrived);
         if !self.arrived.is_empty() {
             self.return_unwanted();
         }
@@ -275,7 +267,7 @@ impl Role for Session {
 
     fn shrink(&mut self) {
         self.commands = Vec::new();
-        self.arrived = Vec::new();
+        self.arrived = VecDeque::new();
         self.leaving_answers.shrink_to_fit();
         self.link.shrink();
         self.inbox.shrink();

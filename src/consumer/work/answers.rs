@@ -4,13 +4,6 @@ use std::sync::Arc;
 
 use crate::consumer::link::{Command, Link};
 
-/// What nsqd is told of a message, and the connection that delivered it.
-#[derive(Debug)]
-pub(in crate::consumer) struct Answer {
-    pub(in crate::consumer) link: Arc<Link>,
-    pub(in crate::consumer) command: Command,
-}
-
 /// Answers of one connection that are handed over together.
 #[derive(Debug, Default)]
 pub(in crate::consumer) struct Answers {
@@ -34,15 +27,28 @@ impl Answers {
         }
     }
 
+    /// Room for answers, if there is none. It is empty.
+    pub(in crate::consumer) fn put_room(&mut self, room: impl FnOnce() -> Option<Vec<Command>>) {
+        if self.commands.capacity() == 0 {
+            self.commands = room().unwrap_or_default();
+        }
+    }
+
+    /// Takes the room, which is empty once all is handed over.
+    pub(in crate::consumer) fn take_room(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.commands)
+    }
+
     /// Adds one; those of another connection are handed over. Returns whether that has woken a driver.
-    pub(in crate::consumer) fn push(&mut self, answer: Answer) -> bool {
+    #[inline]
+    pub(in crate::consumer) fn push(&mut self, link: &Arc<Link>, command: Command) -> bool {
         let mut woken = false;
         // Messages of one read lie side by side, so this changes rarely.
-        if self.link.as_ref().is_none_or(|link| !Arc::ptr_eq(link, &answer.link)) {
+        if self.link.as_ref().is_none_or(|last| !Arc::ptr_eq(last, link)) {
             woken = self.hand_over();
-            self.link = Some(answer.link);
+            self.link = Some(Arc::clone(link));
         }
-        self.commands.push(answer.command);
+        self.commands.push(command);
         woken
     }
 

@@ -1,7 +1,7 @@
 //! Makes of a handler's panic the error of its message.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use crate::consumer::handler::BoxError;
@@ -15,24 +15,93 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<BoxError>,
 {
-    let mut future = pin!(Some(caught(|| Ok(make()))?));
-    let result = poll_fn(|cx: &mut Context<'_>| {
-        let polled = caught(|| match future.as_mut().as_pin_mut() {
-            Some(future) => Ok(future.poll(cx).map_err(Into::into)),
-            None => Ok(Poll::Pending),
-        });
-        polled.unwrap_or_else(|error| Poll::Ready(Err(error)))
-    })
-    .await;
-    // Dropping is part of it: what a future owns may have a destructor that panics.
-    let dropped = caught(|| {
-        future.set(None);
+    let slot = pin!(Some(caught(|| Ok(make()))?));
+    Caught(slot).await
+}
+
+/// A future in a slot, whose panics are its error. It leaves the slot empty, also when it is dropped before it is done.
+pub(in crate::consumer) struct Caught<'a, F>(pub(in crate::consumer) Pin<&'a mut Option<F>>);
+
+impl<F, E> Future for Caught<'_, F>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<(), BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        poll_caught(self.0.as_mut(), cx)
+    }
+}
+
+impl<F> Drop for Caught<'_, F> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
+/// Puts what `make` makes into a slot and polls it.
+#[inline]
+pub(in crate::consumer) fn start_caught<F, E>(
+    slot: Pin<&mut Option<F>>,
+    make: impl FnOnce() -> F,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), BoxError>>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    prepare_and_poll(slot, |mut slot| slot.set(Some(make())), cx)
+}
+
+/// Polls the future in a slot, and empties the slot once it is done.
+fn poll_caught<F, E>(slot: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    prepare_and_poll(slot, |_| {}, cx)
+}
+
+#[inline]
+fn prepare_and_poll<F, E>(
+    mut slot: Pin<&mut Option<F>>,
+    prepare: impl FnOnce(Pin<&mut Option<F>>),
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), BoxError>>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<BoxError>,
+{
+    let mut result = None;
+    let polled = caught(|| {
+        prepare(slot.as_mut());
+        let Some(future) = slot.as_mut().as_pin_mut() else {
+            return Ok(());
+        };
+        if let Poll::Ready(output) = future.poll(cx) {
+            result = Some(output.map_err(Into::into));
+            // Dropping is part of it: what a future owns may have a destructor that panics.
+            slot.set(None);
+        }
         Ok(())
     });
-    result.and(dropped)
+    match (result, polled) {
+        (None, Ok(())) => Poll::Pending,
+        (Some(result), dropped) => Poll::Ready(result.and(dropped)),
+        (None, Err(panicked)) => {
+            // It may panic once more as it is dropped: the first is the one to tell of.
+            let _second = caught(|| {
+                slot.set(None);
+                Ok(())
+            });
+            Poll::Ready(Err(panicked))
+        }
+    }
 }
 
 /// Turns a panic within `run` into an error.
+#[inline]
 pub(in crate::consumer) fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
     panics::caught(run).unwrap_or_else(|said| Err(format!("the handler panicked: {said}").into()))
 }

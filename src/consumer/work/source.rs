@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::inbox::{Delivery, Inbox, Pace, Take};
 use super::lookout::Lookout;
 use crate::consumer::answer::desk::Desk;
+use crate::consumer::answer::lease::Lease;
 use crate::consumer::duplicates::{Admission, Unstarted};
 use crate::consumer::message::Message;
 
@@ -115,7 +116,8 @@ impl Source {
         }
         let (delivery, ticket) = unstarted.begin()?;
         self.desk.log_given_up(&delivery.link, delivery.message.id, attempts);
-        let message = Message::owned(delivery, ticket);
+        let lease = Arc::new(Lease::new(delivery.link, delivery.delivered_at));
+        let message = Message::owned(delivery.message, lease, ticket);
         let giving_up = async {
             // It fails if the connection is lost, and then nsqd delivers the message again.
             let _delivered_again = message.give_up().await;

@@ -4,25 +4,25 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::task::{coop, yield_now};
 use tokio::time::Instant;
 
-use super::answers::Answer;
 use super::inbox::{Delivery, Inbox, Next, Pace, Take};
 use super::lookout::Lookout;
-use super::panics::{catch_panic, caught};
+use super::panics::{Caught, caught, start_caught};
 use crate::consumer::answer::desk::Desk;
 use crate::consumer::answer::keep_alive::{Cut, Grip, Patience, poll_slot};
-use crate::consumer::answer::lease::Lease;
+use crate::consumer::answer::lease::{Lease, Leases};
 use crate::consumer::duplicates::{Admission, Ticket, Unstarted};
+use crate::consumer::flow::Outcome;
 use crate::consumer::handler::{BoxError, Handler, Verdict};
-use crate::consumer::link::Link;
+use crate::consumer::link::{Command, Link};
 use crate::consumer::message::Message;
 use crate::consumer::supervisor::mailbox::Event;
-use crate::protocol::MessageId;
+use crate::protocol::{self, MessageId};
 
 /// A handler that keeps its thread for longer than this, on average, is run side by side with others: waking another
 /// worker costs a few microseconds.
@@ -47,7 +47,7 @@ pub(in crate::consumer) struct Shop<H> {
 pub(in crate::consumer) struct Worker<H> {
     number: usize,
     shop: Arc<Shop<H>>,
-    lease: Arc<Lease>,
+    leases: Leases,
 }
 
 impl<H: Handler> Worker<H> {
@@ -55,7 +55,7 @@ impl<H: Handler> Worker<H> {
         Self {
             number,
             shop,
-            lease: Arc::default(),
+            leases: Leases::default(),
         }
     }
 
@@ -72,24 +72,30 @@ impl<H: Handler> Worker<H> {
             let take = poll_fn(|cx| {
                 let take = inbox.poll_take(self.number, cx);
                 if take.is_pending() {
-                    inbox.hand_over(self.number);
                     held_since = None;
                 }
                 take
             });
-            match take.await {
+            let (link, delivered_at) = match take.await {
                 Take::Closed => return,
-                Take::Messages { unwatched, woken } => {
+                Take::Messages {
+                    link,
+                    delivered_at,
+                    unwatched,
+                    woken,
+                } => {
                     if unwatched {
                         shop.lookout.begin();
                     }
                     if woken {
                         yield_now().await;
                     }
+                    (link, delivered_at)
                 }
-            }
-            let since = *held_since.get_or_insert_with(Instant::now);
-            let pace = self.work_through().await;
+            };
+            let stint = Stint::begin(link, delivered_at);
+            let since = *held_since.get_or_insert(stint.begun);
+            let pace = self.work_through(stint).await;
             inbox.adapt(pace);
             let enough = pace != Pace::Quick || inbox.held(self.number) >= ENOUGH_ANSWERS;
             if enough || since.elapsed() > LONG_HELD {
@@ -104,71 +110,144 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Handles the group that was taken.
-    async fn work_through(&mut self) -> Pace {
+    async fn work_through(&mut self, mut stint: Stint) -> Pace {
         let shop = Arc::clone(&self.shop);
-        let mut pace = Pace::Quick;
-        let mut begun = Instant::now();
-        let mut handled: u32 = 0;
-        let mut answer = None;
+        let start = |message| shop.handler.handle(message);
+        // One place for all handlers, one after the other: a quick one costs no future but its own.
+        let mut slot = pin!(None);
+        let (mut answer, mut admitted) = (None, None);
         loop {
-            match shop.inbox.next(self.number, answer.take()) {
-                Next::Nothing => return pace,
-                Next::Message(delivery) => answer = self.handle(delivery, begun, &mut pace).await,
-                Next::Woken => {}
+            let stop = poll_fn(|cx| {
+                let (answer, admitted) = (answer.take(), admitted.take());
+                Poll::Ready(self.handle_quick(answer, admitted, slot.as_mut(), &start, &mut stint, cx))
+            });
+            match stop.await {
+                Stop::Through => return stint.pace,
+                Stop::Woken => {}
+                Stop::Unadmitted(message) => {
+                    admitted = self.admit(message, &mut stint).await;
+                    if admitted.is_some() {
+                        continue;
+                    }
+                }
+                Stop::Begun(open) => answer = self.conclude(open, slot.as_mut(), &mut stint.pace).await,
             }
             if answer.is_none() {
                 yield_now().await;
-                (begun, handled) = (Instant::now(), 0);
-                continue;
-            }
-            handled += 1;
-            // Reading the clock after each message would cost as much as the message.
-            if pace == Pace::Quick && handled.is_power_of_two() && begun.elapsed() > BUSY * handled {
+                stint.begin_again();
+            } else if stint.is_long_after_one_more() {
                 shop.inbox.give_back(self.number);
-                pace = Pace::Busy;
             }
         }
     }
 
-    /// Handles one message. If the handler has to wait, the rest of the group is given back first. Returns the answer,
-    /// unless it had to take the way over the supervisor or was given by hand. `now` is when its group was taken, or later.
-    async fn handle(&mut self, delivery: Delivery, now: Instant, pace: &mut Pace) -> Option<Answer> {
-        let (delivery, ticket) = match self.shop.desk.duplicates {
-            None => (delivery, None),
-            Some(_) => self.admit(delivery, pace).await?,
-        };
-        let lease = self.new_lease();
-        let shop = &*self.shop;
-        let link = Arc::clone(&delivery.link);
-        let (id, attempts) = (delivery.message.id, delivery.message.attempts);
-        let duty = Duty::new(&link, id, &lease);
-        // Kept for the hook, which may be needed after the handler has taken the message.
-        let kept = shop.desk.rules.wants_given_up().then(|| delivery.clone());
-        let grip = Grip {
-            link: &link,
-            id,
-            delivered_at: delivery.delivered_at,
-            touched_ms: &lease.touched_ms,
-            lease: Some(&lease),
-        };
-        let verdict = if shop.desk.rules.is_exceeded_by(attempts) {
-            Err(Verdict::GiveUp)
+    /// Handles messages of the group while their handlers return at once and there is nothing to do but to finish them.
+    fn handle_quick<F>(
+        &mut self,
+        mut answer: Option<Command>,
+        mut admitted: Option<Admitted>,
+        mut slot: Pin<&mut Option<F>>,
+        start: &impl Fn(Message) -> F,
+        stint: &mut Stint,
+        cx: &mut Context<'_>,
+    ) -> Stop
+    where
+        F: Future<Output = Result<(), H::Error>>,
+    {
+        let shop = Arc::clone(&self.shop);
+        loop {
+            let (message, ticket) = match admitted.take() {
+                Some(admitted) => admitted,
+                None => match shop
+                    .inbox
+                    .next(self.number, answer.take().map(|answer| (&stint.link, answer)))
+                {
+                    Next::Nothing => return Stop::Through,
+                    Next::Woken => return Stop::Woken,
+                    Next::Message(message) if shop.desk.duplicates.is_some() => return Stop::Unadmitted(message),
+                    Next::Message(message) => (message, None),
+                },
+            };
+            match self.begin(message, ticket, slot.as_mut(), start, stint, cx) {
+                Begun::Finished(id) => answer = Some(Command::Finish(id)),
+                Begun::Open(open) => return Stop::Begun(open),
+            }
+            if stint.is_long_after_one_more() {
+                shop.inbox.give_back(self.number);
+            }
+        }
+    }
+
+    /// Starts the handler of a message and polls it once.
+    fn begin<F>(
+        &mut self,
+        message: protocol::Message,
+        ticket: Option<Arc<Ticket>>,
+        slot: Pin<&mut Option<F>>,
+        start: &impl Fn(Message) -> F,
+        stint: &Stint,
+        cx: &mut Context<'_>,
+    ) -> Begun
+    where
+        F: Future<Output = Result<(), H::Error>>,
+    {
+        let desk = &self.shop.desk;
+        let (id, attempts) = (message.id, message.attempts);
+        let lease = self.leases.next(&stint.link, stint.delivered_at);
+        // For the hook, which may be needed after the handler has taken the message.
+        let kept = desk.rules.wants_given_up().then(|| message.clone());
+        let first = if desk.rules.is_exceeded_by(attempts) {
+            Poll::Ready(Err(Verdict::GiveUp))
         } else {
-            let message = Message::of_handler(delivery, Arc::clone(&lease)).with_ticket(ticket.clone());
-            self.run_handler(message, grip, now, pace).await
+            if let Some(waited) = stint.late {
+                desk.note_late(&stint.link, id, waited);
+            }
+            let message = Message::of_handler(message, Arc::clone(&lease), ticket.clone());
+            start_caught(slot, || start(message), cx).map(|result| judge(result, &stint.link, id))
         };
-        if duty.is_taken_over() {
+        let simply = first == Poll::Ready(Ok(())) && ticket.is_none() && !desk.concerns_flow(Outcome::Success);
+        if simply && lease.claim() {
+            return Begun::Finished(id);
+        }
+        Begun::Open(Open {
+            id,
+            attempts,
+            lease,
+            begins_late: stint.late.is_some(),
+            ticket,
+            kept,
+            first,
+        })
+    }
+
+    /// Sees a message through whose handler was polled once. If that has to wait, the rest of the group is given back
+    /// first. Returns the answer, unless it had to take the way over the supervisor or was given by hand.
+    async fn conclude<F>(&self, open: Open, slot: Pin<&mut Option<F>>, pace: &mut Pace) -> Option<Command>
+    where
+        F: Future<Output = Result<(), H::Error>>,
+    {
+        let shop = &*self.shop;
+        let (id, attempts, lease) = (open.id, open.attempts, &open.lease);
+        let duty = Duty { lease, id };
+        let grip = lease.grip(id);
+        let verdict = match open.first {
+            Poll::Ready(verdict) => verdict,
+            Poll::Pending => self.wait_for(slot, grip, open.begins_late, pace).await,
+        };
+        if lease.is_claimed() {
             return None;
         }
         let verdict = match verdict {
             Err(Verdict::GiveUp) => {
-                let message = kept.map(|kept| Message::of_handler(kept, Arc::clone(&lease)));
+                let message = open.kept.clone();
+                let message = message.map(|kept| Message::of_handler(kept, Arc::clone(lease), None));
                 self.give_up(message, attempts, grip, pace).await
             }
             verdict => verdict,
         };
+        let ticket = open.ticket.as_ref();
         let finished = verdict.is_ok();
-        if let Some(recording) = ticket.as_ref().filter(|_| finished).and_then(|ticket| ticket.record()) {
+        if let Some(recording) = ticket.filter(|_| finished).and_then(|ticket| ticket.record()) {
             *pace = Pace::Waited;
             shop.inbox.give_back(self.number);
             recording.await;
@@ -176,51 +255,43 @@ impl<H: Handler> Worker<H> {
         if !duty.end() {
             return None;
         }
-        ticket.iter().for_each(|ticket| ticket.end(finished));
+        ticket.into_iter().for_each(|ticket| ticket.end(finished));
         let (command, outcome) = shop.desk.command(id, attempts, verdict);
         if !shop.desk.concerns_flow(outcome) {
-            return Some(Answer { link, command });
+            return Some(command);
         }
-        let (answer, written) = (command, None);
         shop.desk.mailbox.send(Event::Handled {
-            link,
-            answer,
+            link: Arc::clone(&lease.link),
+            answer: command,
             outcome,
-            written,
+            written: None,
         });
         None
     }
 
-    /// Runs the handler, within what its patience allows. `now` is a little ago: no clock is read for a quick handler.
-    async fn run_handler(
+    /// Waits for a handler, within what its patience allows.
+    async fn wait_for<F>(
         &self,
-        message: Message,
+        slot: Pin<&mut Option<F>>,
         grip: Grip<'_>,
-        now: Instant,
+        begins_late: bool,
         pace: &mut Pace,
-    ) -> Result<(), Verdict> {
+    ) -> Result<(), Verdict>
+    where
+        F: Future<Output = Result<(), H::Error>>,
+    {
         let shop = &*self.shop;
-        let waited = now.saturating_duration_since(grip.delivered_at);
-        let begins_late = waited >= grip.link.msg_timeout;
-        if begins_late {
-            shop.desk.note_late(grip.link, grip.id, waited);
-        }
-        let mut handling = pin!(Some(catch_panic(|| shop.handler.handle(message))));
-        let first = poll_fn(|cx| Poll::Ready(poll_slot(handling.as_mut(), cx)));
-        let result = match first.await {
-            Poll::Ready(result) => Ok(result),
-            Poll::Pending => {
-                *pace = Pace::Waited;
-                shop.inbox.give_back(self.number);
-                let result = self.attended(handling, shop.desk.rules.patience, grip).await;
-                if result.is_ok() && !begins_late {
+        *pace = Pace::Waited;
+        shop.inbox.give_back(self.number);
+        let handling = pin!(Some(Caught(slot)));
+        let result = self.attended(handling, shop.desk.rules.patience, grip).await;
+        match result {
+            Ok(result) => {
+                if !begins_late {
                     grip.note_if_late();
                 }
-                result
+                judge(result, grip.link, grip.id)
             }
-        };
-        match result {
-            Ok(result) => judge(result, grip.link, grip.id),
             // It is answered already, by nothing.
             Err(Cut::Lost(_)) => Err(Verdict::PLAIN),
             Err(Cut::TimedOut(limit)) => {
@@ -254,29 +325,26 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Whether a message is to be handled, if duplicates are skipped.
-    async fn admit(&self, delivery: Delivery, pace: &mut Pace) -> Option<(Delivery, Option<Arc<Ticket>>)> {
+    async fn admit(&self, message: protocol::Message, stint: &mut Stint) -> Option<Admitted> {
         let shop = &*self.shop;
         let Some(duplicates) = &shop.desk.duplicates else {
-            return Some((delivery, None));
+            return Some((message, None));
         };
-        match duplicates.admit(delivery, &shop.inbox) {
+        let delivery = Delivery {
+            message,
+            link: Arc::clone(&stint.link),
+            delivered_at: stint.delivered_at,
+        };
+        let admitted = match duplicates.admit(delivery, &shop.inbox) {
             Admission::Begin(unstarted) => unstarted.begin(),
             Admission::Settled => None,
             Admission::Asking(asking) => {
-                *pace = Pace::Waited;
+                stint.pace = Pace::Waited;
                 shop.inbox.give_back(self.number);
                 asking.await.and_then(Unstarted::begin)
             }
-        }
-    }
-
-    /// The lease of the message before, if nobody has kept that message.
-    fn new_lease(&mut self) -> Arc<Lease> {
-        match Arc::get_mut(&mut self.lease) {
-            Some(lease) => lease.renew(),
-            None => self.lease = Arc::default(),
-        }
-        Arc::clone(&self.lease)
+        };
+        admitted.map(|(delivery, ticket)| (delivery.message, ticket))
     }
 }
 
@@ -318,8 +386,13 @@ impl<H> Drop for Worker<H> {
 }
 
 /// What a handler's result means for its message.
+#[inline]
 pub(in crate::consumer) fn judge(result: Result<(), BoxError>, link: &Link, id: MessageId) -> Result<(), Verdict> {
-    let Err(error) = result else { return Ok(()) };
+    result.map_err(|error| verdict_of(error, link, id))
+}
+
+#[cold]
+fn verdict_of(error: BoxError, link: &Link, id: MessageId) -> Verdict {
     // The error is the user's, and so is what it does when it is displayed or dropped.
     let judged = caught(move || {
         tracing::debug!(
@@ -328,26 +401,97 @@ pub(in crate::consumer) fn judge(result: Result<(), BoxError>, link: &Link, id: 
         );
         Ok(Verdict::of(&error))
     });
-    Err(judged.unwrap_or(Verdict::PLAIN))
+    judged.unwrap_or(Verdict::PLAIN)
+}
+
+/// A message that is to be handled. With the ticket, if duplicates are skipped.
+type Admitted = (protocol::Message, Option<Arc<Ticket>>);
+
+/// What stops a worker on its way through messages whose handlers return at once.
+enum Stop {
+    /// The group is empty.
+    Through,
+    /// A driver was woken, and is to have its turn before the next handler.
+    Woken,
+    /// It may be a duplicate.
+    Unadmitted(protocol::Message),
+    /// It takes more than a FIN.
+    Begun(Open),
+}
+
+/// What came of a handler's first poll.
+enum Begun {
+    /// The message is to be finished, and that is all.
+    Finished(MessageId),
+    Open(Open),
+}
+
+/// A message whose handler was polled once.
+struct Open {
+    id: MessageId,
+    attempts: u16,
+    lease: Arc<Lease>,
+    begins_late: bool,
+    ticket: Option<Arc<Ticket>>,
+    kept: Option<protocol::Message>,
+    first: Poll<Result<(), Verdict>>,
+}
+
+/// How a worker fares with a group.
+struct Stint {
+    link: Arc<Link>,
+    delivered_at: Instant,
+    /// How long after the delivery it begins, if nsqd's patience is over by then.
+    late: Option<Duration>,
+    pace: Pace,
+    begun: Instant,
+    handled: u32,
+}
+
+impl Stint {
+    fn begin(link: Arc<Link>, delivered_at: Instant) -> Self {
+        let mut stint = Self {
+            link,
+            delivered_at,
+            late: None,
+            pace: Pace::Quick,
+            begun: delivered_at,
+            handled: 0,
+        };
+        stint.begin_again();
+        stint
+    }
+
+    /// After a pause.
+    fn begin_again(&mut self) {
+        (self.begun, self.handled) = (Instant::now(), 0);
+        let waited = self.begun.saturating_duration_since(self.delivered_at);
+        self.late = Some(waited).filter(|waited| *waited >= self.link.msg_timeout);
+    }
+
+    /// Counts a message. Returns whether the rest of the group is to be shared with others.
+    #[inline]
+    fn is_long_after_one_more(&mut self) -> bool {
+        self.handled += 1;
+        // Reading the clock after each message would cost as much as the message.
+        if self.pace != Pace::Quick || !self.handled.is_power_of_two() {
+            return false;
+        }
+        let elapsed = self.begun.elapsed();
+        if elapsed > BUSY * self.handled {
+            self.pace = Pace::Busy;
+        }
+        self.pace == Pace::Busy || elapsed > LONG_HELD
+    }
 }
 
 /// The duty to answer a message. If a worker is stopped in the middle of a handler, the message is given back.
 struct Duty<'a> {
-    link: &'a Link,
-    id: MessageId,
     lease: &'a Lease,
+    id: MessageId,
 }
 
-impl<'a> Duty<'a> {
-    fn new(link: &'a Link, id: MessageId, lease: &'a Lease) -> Self {
-        Self { link, id, lease }
-    }
-
-    /// Whether the handler has answered the message by hand, or somebody else is going to.
-    fn is_taken_over(&self) -> bool {
-        self.lease.is_claimed()
-    }
-
+impl Duty<'_> {
     /// Whether the answer is still to be given.
     fn end(self) -> bool {
         self.lease.claim()
@@ -357,7 +501,7 @@ impl<'a> Duty<'a> {
 impl Drop for Duty<'_> {
     fn drop(&mut self) {
         if self.lease.claim() {
-            self.link.desk.abandon(self.link, self.id);
+            self.lease.link.desk.abandon(&self.lease.link, self.id);
         }
     }
 }

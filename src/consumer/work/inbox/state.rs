@@ -1,0 +1,141 @@
+//! The messages that wait, and the workers that wait for some.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::Pace;
+use super::run::Run;
+use crate::consumer::link::Command;
+use crate::protocol;
+
+/// The most that one worker takes at once: more than a read brings of small messages. What takes it long it shares.
+const LARGEST_TAKE: usize = 1024;
+
+/// Workers that have grown back to more than this many messages at once have no use for company any more.
+const EAGER_TAKE: usize = 4;
+
+/// How many emptied queues are kept, for the messages of further reads and for the answers to them.
+const SPARES: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) runs: VecDeque<Run>,
+    /// What workers have emptied, for whoever is next: with one for each worker, memory would grow by and by.
+    pub(super) spares: Vec<VecDeque<protocol::Message>>,
+    pub(super) spare_answers: Vec<Vec<Command>>,
+    /// The workers that wait for messages, the last to come first to go: it is the likeliest to be warm.
+    pub(super) idle: Vec<(usize, Waker)>,
+    /// Whether each worker is listed there.
+    pub(super) listed: Vec<bool>,
+    /// How many messages a worker takes; adapts to how handlers behave.
+    pub(super) limit: usize,
+    /// Handlers keep their threads busy: a worker that leaves messages behind wakes the next one before it begins.
+    /// (Where handlers wait, the wait itself wakes the next one, for less.)
+    pub(super) eager: bool,
+    /// How many workers are at work on quick messages, so that they soon come back for more.
+    pub(super) returning: usize,
+    /// Whether any worker has taken messages since the last look.
+    pub(super) moved: bool,
+    pub(super) closed: bool,
+}
+
+impl State {
+    pub(super) fn new(workers: usize) -> Self {
+        Self {
+            runs: VecDeque::new(),
+            spares: Vec::new(),
+            spare_answers: Vec::new(),
+            idle: Vec::new(),
+            listed: vec![false; workers],
+            limit: 1,
+            eager: false,
+            returning: 0,
+            moved: false,
+            closed: false,
+        }
+    }
+
+    /// A worker waits for messages, perhaps once more.
+    pub(super) fn list(&mut self, worker: usize, waker: &Waker) {
+        if std::mem::replace(&mut self.listed[worker], true) {
+            if let Some((_, listed)) = self.idle.iter_mut().find(|(idle, _)| *idle == worker) {
+                listed.clone_from(waker);
+            }
+        } else {
+            self.idle.push((worker, waker.clone()));
+        }
+    }
+
+    /// A worker has come, perhaps by itself, so that it is still listed.
+    pub(super) fn unlist(&mut self, worker: usize) {
+        if std::mem::replace(&mut self.listed[worker], false) {
+            self.idle.retain(|(idle, _)| *idle != worker);
+        }
+    }
+
+    /// A worker to wake.
+    pub(super) fn pop_idle(&mut self) -> Option<(usize, Waker)> {
+        let next = self.idle.pop();
+        if let Some((worker, _)) = next {
+            self.listed[worker] = false;
+        }
+        next
+    }
+
+    /// Takes from the run that came first as much as a worker is to take. `last` is what the worker has emptied.
+    pub(super) fn take_run(&mut self, last: Option<Run>) -> Option<Run> {
+        let mut emptied = last.map(|run| run.messages).unwrap_or_default();
+        let whole = match self.runs.front_mut() {
+            Some(front) if front.messages.len() > self.limit => {
+                emptied.extend(front.messages.drain(..self.limit));
+                return Some(Run {
+                    link: Arc::clone(&front.link),
+                    delivered_at: front.delivered_at,
+                    messages: emptied,
+                });
+            }
+            _ => self.runs.pop_front(),
+        };
+        if emptied.capacity() > 0 {
+            keep(&mut self.spares, emptied);
+        }
+        whole
+    }
+
+    /// A worker has handed over its answers, and this is the room that they had.
+    pub(super) fn keep_answers(&mut self, emptied: Vec<Command>) {
+        if emptied.capacity() > 0 {
+            keep(&mut self.spare_answers, emptied);
+        }
+    }
+
+    /// A worker is through with a group that went at this pace.
+    pub(super) fn adapt(&mut self, pace: Pace) {
+        self.limit = match pace {
+            Pace::Quick => (self.limit * 2).min(LARGEST_TAKE),
+            Pace::Waited => (self.limit / 2).max(1),
+            Pace::Busy => 1,
+        };
+        self.eager = match pace {
+            Pace::Quick => self.eager && self.limit <= EAGER_TAKE,
+            Pace::Waited => false,
+            Pace::Busy => true,
+        };
+    }
+
+    /// Gives back what a burst has made the queues grow to.
+    pub(super) fn shrink(&mut self) {
+        (self.spares, self.spare_answers) = (Vec::new(), Vec::new());
+        if self.runs.is_empty() {
+            self.runs = VecDeque::new();
+        }
+    }
+}
+
+/// Keeps what was emptied for its room, if there are not enough of such.
+fn keep<T>(spares: &mut Vec<T>, spare: T) {
+    if spares.len() < SPARES {
+        spares.push(spare);
+    }
+}
