@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use crate::span::{Clock, Span};
 use crate::{LARGE_BUFFER_FROM, Result};
 
-const READ: usize = 64 * 1024;
+pub(crate) const READ: usize = 64 * 1024;
 
 /// Sends so many batches, each as one command, with `in_flight` of them unanswered. The bodies are of one length.
 pub(crate) fn publish(
@@ -63,15 +63,7 @@ pub(crate) fn handle<T>(
     max_in_flight: u32,
     mut handler: impl FnMut(&[u8]) -> Option<T>,
 ) -> Result<T> {
-    // Equal terms: what the consumer asks for by default.
-    let mut connection = Connection::open(
-        address,
-        &IdentifyRequest {
-            output_buffer_size: (max_in_flight >= LARGE_BUFFER_FROM).then_some(65_536),
-            output_buffer_timeout: Some(25),
-            ..IdentifyRequest::default()
-        },
-    )?;
+    let mut connection = Connection::open(address, &request(max_in_flight))?;
     writeln!(connection.stream, "SUB {topic} bench")?;
     connection.expect_ok()?;
     writeln!(connection.stream, "RDY {max_in_flight}")?;
@@ -96,6 +88,15 @@ pub(crate) fn handle<T>(
         if let Some(result) = result {
             return Ok(result);
         }
+    }
+}
+
+/// Equal terms: what the consumer asks for by default.
+pub(crate) fn request(max_in_flight: u32) -> IdentifyRequest {
+    IdentifyRequest {
+        output_buffer_size: (max_in_flight >= LARGE_BUFFER_FROM).then_some(65_536),
+        output_buffer_timeout: Some(25),
+        ..IdentifyRequest::default()
     }
 }
 

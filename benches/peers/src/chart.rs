@@ -123,7 +123,7 @@ fn svg(title: &str, groups: &[Group], small_print: &str) -> String {
 fn class(client: Client) -> &'static str {
     match client {
         Client::Ours => "ours",
-        Client::Raw | Client::RawTokio => "raw",
+        Client::Raw | Client::RawTokio | Client::SharedQueue => "raw",
         Client::GoNsq => "go",
         Client::TokioNsq | Client::TokioNsqTuned => "tokio",
     }

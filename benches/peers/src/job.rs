@@ -30,10 +30,11 @@ pub(crate) enum Work {
     Publish { batch: usize, in_flight: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
-    /// Consuming what is queued with handlers that sleep, so many at once.
+    /// Consuming what is queued, with so many handlers at once, which sleep at one message in so many.
     Sleep {
         max_in_flight: u32,
         handlers: u32,
+        one_in: u64,
         microseconds: u64,
     },
     /// Consuming what is published meanwhile, so many messages a second.
@@ -42,6 +43,8 @@ pub(crate) enum Work {
         max_in_flight: u32,
         /// In milliseconds. The client's default if there is none.
         output_buffer_timeout: Option<u32>,
+        /// For how many milliseconds one handler blocks its thread. Then all other messages are timed.
+        block: Option<u64>,
     },
 }
 

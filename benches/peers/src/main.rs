@@ -21,6 +21,7 @@ mod raw;
 mod raw_tokio;
 mod report;
 mod rows;
+mod shared_queue;
 mod sleep;
 mod span;
 mod stage;

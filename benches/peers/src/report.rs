@@ -53,14 +53,14 @@ impl Report {
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::from(
             "| id | row | client | msg/s | least to most | CPU us/msg | system calls/msg | allocations/msg | \
-             context switches/msg | peak MB | p50 us | p99 us | p99.9 us |",
+             context switches/msg | peak MB | p50 us | p99 us | p99.9 us | max us |",
         );
         let columns = self.others();
         for other in &columns {
             _ = write!(text, " vs {other}: msg/s, msg/CPU s |");
         }
         text += "\n|---|---|---|";
-        text += &"---:|".repeat(10 + columns.len());
+        text += &"---:|".repeat(11 + columns.len());
         for row in &self.rows {
             for runs in &row.clients {
                 _ = write!(
@@ -108,7 +108,7 @@ impl Runs {
         let switches = |span: &Span| span.switches as f64 / span.messages as f64;
         let latency = |value: fn(Latency) -> f64| optional(self.latency(value));
         format!(
-            " {} | {} to {} | {} | {} | {} | {} | {:.1} | {} | {} | {} |",
+            " {} | {} to {} | {} | {} | {} | {} | {:.1} | {} | {} | {} | {} |",
             thousands(middle(&rates)),
             thousands(rates.first().copied().unwrap_or(f64::NAN)),
             thousands(rates.last().copied().unwrap_or(f64::NAN)),
@@ -120,6 +120,7 @@ impl Runs {
             latency(|latency| latency.p50),
             latency(|latency| latency.p99),
             latency(|latency| latency.p999),
+            optional(self.max_latency()),
         )
     }
 
@@ -127,6 +128,12 @@ impl Runs {
     pub(crate) fn latency(&self, value: fn(Latency) -> f64) -> Option<f64> {
         let values = self.spans.iter().map(|span| span.latency.map(value));
         Some(middle(&sorted(values.collect::<Option<Vec<f64>>>()?.into_iter())))
+    }
+
+    /// The longest of all rounds.
+    fn max_latency(&self) -> Option<f64> {
+        let latencies = self.spans.iter().filter_map(|span| span.latency);
+        latencies.map(|latency| latency.max).max_by(f64::total_cmp)
     }
 
     pub(crate) fn median(&self, value: impl Fn(&Span) -> f64) -> f64 {

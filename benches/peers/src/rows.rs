@@ -25,7 +25,7 @@ pub(crate) struct Row {
 
 /// How many messages take each client a second or two. They differ by up to five orders of magnitude.
 struct Messages {
-    /// Raw, on tokio too, and this crate.
+    /// Raw, on tokio and with a shared queue too, and this crate.
     best: u64,
     go_nsq: u64,
     tokio_nsq: u64,
@@ -36,7 +36,7 @@ impl Row {
     /// How many messages to time if it is one in `share`: a multiple of what all callers publish at once.
     pub(crate) fn messages(&self, client: Client, share: u64) -> u64 {
         let wanted = match client {
-            Client::Raw | Client::RawTokio | Client::Ours => self.messages.best,
+            Client::Raw | Client::RawTokio | Client::SharedQueue | Client::Ours => self.messages.best,
             Client::GoNsq => self.messages.go_nsq,
             Client::TokioNsq => self.messages.tokio_nsq,
             Client::TokioNsqTuned => self.messages.tokio_nsq_tuned,
@@ -47,7 +47,7 @@ impl Row {
                 (wanted / step).max(1) * step
             }
             Work::Consume { .. } | Work::Sleep { .. } => wanted.max(2),
-            // Not fewer of them, or too few would be slower than the slowest thousandth.
+            // Not fewer of them, or too few would be slower than the slowest thousandth, or the end of the block be missed.
             Work::Latency { .. } => wanted * share,
         }
     }
@@ -149,9 +149,45 @@ const ROWS: &[Row] = &[
             Work::Sleep {
                 max_in_flight: 2500,
                 handlers: 200,
+                one_in: 1,
                 microseconds: 100,
             },
             messages(150_000, 150_000, 0, 0),
+        )
+    },
+    Row {
+        clients: &[
+            Client::SharedQueue,
+            Client::Ours,
+            Client::GoNsq,
+            Client::TokioNsq,
+            Client::TokioNsqTuned,
+        ],
+        ..row(
+            "handlers-mixed",
+            "200 handlers, 1 message in 8 sleeps 5 ms, max_in_flight 1000",
+            Work::Sleep {
+                max_in_flight: 1000,
+                handlers: 200,
+                one_in: 8,
+                microseconds: 5000,
+            },
+            messages(500_000, 150_000, 150_000, 150_000),
+        )
+    },
+    Row {
+        clients: &[Client::SharedQueue, Client::Ours, Client::GoNsq, Client::TokioNsqTuned],
+        ..row(
+            "handlers-blocking",
+            "latency at 1,000 messages a second, while one handler blocks its thread for a second",
+            Work::Latency {
+                rate: 1000,
+                max_in_flight: 200,
+                output_buffer_timeout: Some(25),
+                block: Some(1000),
+            },
+            // A quarter of a second more than the block lasts: those that it has held up come at its end.
+            messages(1250, 1250, 0, 1250),
         )
     },
     Row {
@@ -270,6 +306,16 @@ const ROWS: &[Row] = &[
     ),
 ];
 
+/// Those that can have one message in flight.
+const ONE: &[Client] = &[
+    Client::Raw,
+    Client::RawTokio,
+    Client::Ours,
+    Client::GoNsq,
+    Client::TokioNsq,
+    Client::TokioNsqTuned,
+];
+
 /// Those that can have many messages in flight.
 const MANY: &[Client] = &[
     Client::Raw,
@@ -296,7 +342,7 @@ const fn row(id: &'static str, name: &'static str, work: Work, messages: Message
         id,
         name,
         clients: match work {
-            Work::Publish { in_flight: 1, .. } | Work::Consume { max_in_flight: 1 } => Client::ALL,
+            Work::Publish { in_flight: 1, .. } | Work::Consume { max_in_flight: 1 } => ONE,
             _ => MANY,
         },
         work,
@@ -328,6 +374,7 @@ const fn latency(
         rate,
         max_in_flight: 200,
         output_buffer_timeout,
+        block: None,
     };
     Row {
         clients: &[Client::Raw, Client::Ours, Client::GoNsq],
