@@ -31,6 +31,7 @@ type job struct {
 		Consume *consuming  `json:"consume"`
 		Sleep   *sleeping   `json:"sleep"`
 		Latency *latency    `json:"latency"`
+		Idle    *idling     `json:"idle"`
 	} `json:"work"`
 }
 
@@ -71,6 +72,8 @@ func main() {
 		result = consume(wanted, work.MaxInFlight, work.Handlers, work.OneIn, work.Microseconds*time.Microsecond)
 	case wanted.Work.Latency != nil:
 		result = measureLatency(wanted, *wanted.Work.Latency)
+	case wanted.Work.Idle != nil:
+		result = measureMemory(wanted, *wanted.Work.Idle)
 	default:
 		log.Fatal("no such work: ", os.Args[1])
 	}

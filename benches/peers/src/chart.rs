@@ -46,14 +46,13 @@ pub(crate) fn draw(report: &Report) -> Vec<Chart> {
     let charts = [
         // At a rate that is given everybody's is the same.
         chart("rate.svg", "Messages a second: longer is better", |runs| {
-            runs.latency(|latency| latency.p50)
-                .is_none()
-                .then(|| runs.median(Span::rate))
+            let at_a_rate = runs.latency(|latency| latency.p50).is_some();
+            (!at_a_rate && !runs.is_about_memory()).then(|| runs.median(Span::rate))
         }),
         chart(
             "cpu.svg",
             "Microseconds of the client's processor time per message: shorter is better",
-            |runs| Some(runs.median(Span::cpu)),
+            |runs| (!runs.is_about_memory()).then(|| runs.median(Span::cpu)),
         ),
         chart(
             "latency-p50.svg",
@@ -64,6 +63,11 @@ pub(crate) fn draw(report: &Report) -> Vec<Chart> {
             "latency-p99.svg",
             "Microseconds from publishing to the handler, 99th percentile: shorter is better",
             |runs| runs.latency(|latency| latency.p99),
+        ),
+        chart(
+            "memory.svg",
+            "KB of live memory per connection that is quiet after 300 messages: shorter is better",
+            |runs| runs.per_connection(|memory| memory.quiet.live.saturating_sub(memory.before.live)),
         ),
     ];
     charts.into_iter().flatten().collect()

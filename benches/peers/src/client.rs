@@ -18,7 +18,9 @@ use crate::latency::Record;
 use crate::sleep::Sleepers;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
-use crate::{Result, allocations, files, latency, ours, raw, raw_tokio, shared_queue, sleep, system_calls, tokio_peer};
+use crate::{
+    Result, allocations, files, latency, memory, ours, raw, raw_tokio, shared_queue, sleep, system_calls, tokio_peer,
+};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -127,7 +129,7 @@ pub(crate) struct Counts {
 
 /// Is a client written in Rust, for one measurement.
 pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<Span> {
-    if count_allocations {
+    if count_allocations || matches!(job.work, Work::Idle { .. }) {
         allocations::count();
     }
     let bodies = files::read_bodies(&job.bodies)?;
@@ -149,8 +151,8 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
             let mut record = Record::new(job.messages, rate);
             raw::handle(job.nsqd, topic, max_in_flight, |body| record.handled(body))
         }
-        (Client::Raw, Work::Sleep { .. } | Work::Latency { .. }) => {
-            Err("raw has one thread, which cannot sleep and go on".into())
+        (Client::Raw, Work::Sleep { .. } | Work::Latency { .. } | Work::Idle { .. }) => {
+            Err("raw has one connection and one thread, which cannot sleep and go on".into())
         }
         (Client::RawTokio, _) => runtime()?.block_on(raw_tokio::be(job.clone(), bodies)),
         (Client::SharedQueue, _) => runtime()?.block_on(shared_queue::be(job)),
@@ -214,6 +216,7 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             latency::consume(builder, Record::new(job.messages, rate), block).await
         }
+        Work::Idle { .. } => memory::ours(job, connection, bodies).await,
     }
 }
 

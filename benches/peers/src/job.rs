@@ -46,6 +46,14 @@ pub(crate) enum Work {
         /// For how many milliseconds one handler blocks its thread. Then all other messages are timed.
         block: Option<u64>,
     },
+    /// Having connections with nothing to do, before and after so many messages to each at once. A consumer for each topic,
+    /// with so many handlers.
+    Idle {
+        handlers: u32,
+        burst: u32,
+        /// In milliseconds.
+        heartbeat_interval: u64,
+    },
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -60,8 +68,15 @@ pub(crate) enum Compression {
 impl Job {
     /// All nsqds, as clients want their addresses.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = String> {
-        std::iter::once(&self.nsqd)
-            .chain(&self.other_nsqds)
-            .map(ToString::to_string)
+        self.nsqds().map(|nsqd| nsqd.to_string())
+    }
+
+    pub(crate) fn nsqds(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.nsqd).chain(self.other_nsqds.iter().copied())
+    }
+
+    /// One to each nsqd, for each topic that has a consumer.
+    pub(crate) fn connections(&self) -> u64 {
+        (self.topics.len() * self.nsqds().count()) as u64
     }
 }

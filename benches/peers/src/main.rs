@@ -14,6 +14,7 @@ mod gate;
 mod job;
 mod latency;
 mod machine;
+mod memory;
 #[path = "../../nsqd/ours.rs"]
 mod ours;
 #[path = "../../nsqd/raw.rs"]
@@ -117,6 +118,7 @@ fn main() -> Result<()> {
     let key = format!("--tls-key={}", files.key().display());
     let bench = Bench {
         nsqds: start_nsqds(&program, &rows, &[certificate, key])?,
+        small_nsqds: start_small_nsqds(&program, &rows)?,
         files,
         go: client::build_go(&root)?,
         clients: options.clients,
@@ -156,10 +158,20 @@ fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<
     Ok(nsqds)
 }
 
+/// nsqds for rows with so many topics that large queues for all of them would not fit.
+fn start_small_nsqds(program: &Path, rows: &[&Row]) -> Result<Vec<Nsqd>> {
+    let rows = rows.iter().filter(|row| row.is_idle());
+    let count = rows.map(|row| row.nsqds).max().unwrap_or(0);
+    let start = || Nsqd::start(program, &["--mem-queue-size=1000".into()]);
+    (0..count).map(|_| start()).collect()
+}
+
 /// What all measurements share.
 struct Bench {
     /// As many as the row with most of them wants. All but the first have little memory.
     nsqds: Vec<Nsqd>,
+    /// Likewise, for the rows with many topics.
+    small_nsqds: Vec<Nsqd>,
     files: Files,
     go: PathBuf,
     /// Only these, or all if there are none.
@@ -175,7 +187,7 @@ impl Bench {
         let wanted = |client: &Client| self.clients.is_empty() || self.clients.contains(client);
         let clients: Vec<Client> = row.clients.iter().copied().filter(wanted).collect();
         let mut spans = vec![Vec::new(); clients.len()];
-        for round in 0..self.rounds {
+        for round in 0..row.rounds(self.rounds) {
             // By turns who goes first, so that nobody always finds another's leavings.
             for turn in 0..clients.len() {
                 let index = (turn + round) % clients.len();
@@ -186,7 +198,7 @@ impl Bench {
         let clients = clients.iter().zip(spans).map(|(client, spans)| {
             let counts = match row.work {
                 // Counting would delay what is timed, and at a rate that is given both depend on each other.
-                Work::Latency { .. } => Counts::default(),
+                Work::Latency { .. } | Work::Idle { .. } => Counts::default(),
                 _ => self.once(row, *client, |job| client.count(job, &self.go))?,
             };
             Ok(Runs {
@@ -204,7 +216,8 @@ impl Bench {
 
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
-        let job = stage::set(&self.nsqds, &self.files, row, client, self.share)?;
+        let nsqds = if row.is_idle() { &self.small_nsqds } else { &self.nsqds };
+        let job = stage::set(nsqds, &self.files, row, client, self.share)?;
         let publisher = match job.work {
             Work::Latency { rate, .. } => {
                 let body = files::read_bodies(&job.bodies)?[0].to_vec();
@@ -214,7 +227,7 @@ impl Bench {
         };
         let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
         publisher.map_or(Ok(()), Publisher::stop)?;
-        stage::strike(&self.nsqds, row, &job)?;
+        stage::strike(nsqds, row, &job)?;
         Ok(measured)
     }
 }

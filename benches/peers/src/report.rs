@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::client::{Client, Counts};
 use crate::latency::Latency;
 use crate::machine::Machine;
+use crate::memory::{Held, Memory};
 use crate::span::Span;
 
 /// All that was measured.
@@ -51,6 +52,17 @@ impl Span {
 
 impl Report {
     pub(crate) fn markdown(&self) -> String {
+        let (of_memory, of_speed): (Vec<_>, Vec<_>) = self.rows.iter().partition(|row| row.is_about_memory());
+        let tables = [
+            (!of_speed.is_empty()).then(|| self.speed_table(&of_speed)),
+            (!of_memory.is_empty()).then(|| memory_table(&of_memory)),
+            Some(self.small_print()),
+        ];
+        let tables: Vec<String> = tables.into_iter().flatten().collect();
+        tables.join("\n\n") + "\n"
+    }
+
+    fn speed_table(&self, rows: &[&Measured]) -> String {
         let mut text = String::from(
             "| id | row | client | msg/s | least to most | CPU us/msg | system calls/msg | allocations/msg | \
              context switches/msg | peak MB | p50 us | p99 us | p99.9 us | max us |",
@@ -61,7 +73,7 @@ impl Report {
         }
         text += "\n|---|---|---|";
         text += &"---:|".repeat(11 + columns.len());
-        for row in &self.rows {
+        for row in rows {
             for runs in &row.clients {
                 _ = write!(
                     text,
@@ -81,13 +93,18 @@ impl Report {
                 }
             }
         }
-        _ = write!(text, "\n\n{}\n", self.small_print());
         text
     }
 
     /// What stands under the table and under each chart.
     pub(crate) fn small_print(&self) -> String {
-        format!("Medians of {} rounds. {}", self.rounds, self.machine.lines())
+        let of_memory = self
+            .rows
+            .iter()
+            .flat_map(|row| &row.clients)
+            .find(|runs| runs.is_about_memory());
+        let of_memory = of_memory.map_or_else(String::new, |runs| format!(", {} for memory", runs.spans.len()));
+        format!("Medians of {} rounds{of_memory}. {}", self.rounds, self.machine.lines())
     }
 
     /// Everybody that the clients are compared with.
@@ -101,7 +118,47 @@ impl Report {
     }
 }
 
+/// What each connection holds, beyond what the process holds without any.
+fn memory_table(rows: &[&Measured]) -> String {
+    let mut text = String::from(
+        "| id | row | client | live KB/connection: new | right after the messages | quiet again | \
+         resident KB/connection: new | right after the messages | quiet again |\n\
+         |---|---|---|---:|---:|---:|---:|---:|---:|",
+    );
+    for row in rows {
+        for runs in &row.clients {
+            _ = write!(text, "\n| {} | {} | {} |", row.id, row.name, runs.client);
+            let times: [fn(&Memory) -> Held; 3] = [|memory| memory.new, |memory| memory.loaded, |memory| memory.quiet];
+            let sizes: [fn(Held) -> u64; 2] = [|held| held.live, |held| held.resident];
+            for size in sizes {
+                for time in times {
+                    let value = runs.per_connection(|memory| size(time(memory)).saturating_sub(size(memory.before)));
+                    _ = write!(text, " {:.1} |", value.unwrap_or(f64::NAN));
+                }
+            }
+        }
+    }
+    text
+}
+
+impl Measured {
+    fn is_about_memory(&self) -> bool {
+        self.clients.iter().any(Runs::is_about_memory)
+    }
+}
+
 impl Runs {
+    pub(crate) fn is_about_memory(&self) -> bool {
+        self.spans.iter().any(|span| span.memory.is_some())
+    }
+
+    /// In KB. `None` where memory was not looked at.
+    pub(crate) fn per_connection(&self, bytes: impl Fn(&Memory) -> u64) -> Option<f64> {
+        let kilobytes = |memory: Memory| bytes(&memory) as f64 / 1024.0 / memory.connections as f64;
+        let values = self.spans.iter().map(|span| span.memory.map(kilobytes));
+        Some(middle(&sorted(values.collect::<Option<Vec<f64>>>()?.into_iter())))
+    }
+
     fn cells(&self) -> String {
         let rates = sorted(self.spans.iter().map(Span::rate));
         let optional = |value: Option<f64>| value.map_or_else(|| "n/a".into(), significant);

@@ -33,6 +33,16 @@ struct Messages {
 }
 
 impl Row {
+    /// Whether it is about what connections hold that have nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Idle { .. })
+    }
+
+    /// How often it is measured, of so many times. What a client holds hardly differs from one time to the other.
+    pub(crate) fn rounds(&self, all: usize) -> usize {
+        if self.is_idle() { all.div_ceil(3) } else { all }
+    }
+
     /// How many messages to time if it is one in `share`: a multiple of what all callers publish at once.
     pub(crate) fn messages(&self, client: Client, share: u64) -> u64 {
         let wanted = match client {
@@ -49,6 +59,7 @@ impl Row {
             Work::Consume { .. } | Work::Sleep { .. } => wanted.max(2),
             // Not fewer of them, or too few would be slower than the slowest thousandth, or the end of the block be missed.
             Work::Latency { .. } => wanted * share,
+            Work::Idle { burst, .. } => u64::from(burst) * (self.topics * self.nsqds) as u64,
         }
     }
 }
@@ -156,13 +167,7 @@ const ROWS: &[Row] = &[
         )
     },
     Row {
-        clients: &[
-            Client::SharedQueue,
-            Client::Ours,
-            Client::GoNsq,
-            Client::TokioNsq,
-            Client::TokioNsqTuned,
-        ],
+        clients: &[Client::SharedQueue, Client::Ours, Client::GoNsq, Client::TokioNsq],
         ..row(
             "handlers-mixed",
             "200 handlers, 1 message in 8 sleeps 5 ms, max_in_flight 1000",
@@ -172,11 +177,11 @@ const ROWS: &[Row] = &[
                 one_in: 8,
                 microseconds: 5000,
             },
-            messages(500_000, 150_000, 150_000, 150_000),
+            messages(500_000, 150_000, 150_000, 0),
         )
     },
     Row {
-        clients: &[Client::SharedQueue, Client::Ours, Client::GoNsq, Client::TokioNsqTuned],
+        clients: &[Client::SharedQueue, Client::Ours, Client::GoNsq],
         ..row(
             "handlers-blocking",
             "latency at 1,000 messages a second, while one handler blocks its thread for a second",
@@ -187,7 +192,25 @@ const ROWS: &[Row] = &[
                 block: Some(1000),
             },
             // A quarter of a second more than the block lasts: those that it has held up come at its end.
-            messages(1250, 1250, 0, 1250),
+            messages(1250, 1250, 0, 0),
+        )
+    },
+    Row {
+        clients: &[Client::Ours, Client::GoNsq, Client::TokioNsq],
+        ..idle(
+            "memory-1000",
+            "1,000 consumers with 1 handler and 1 connection each",
+            1000,
+            1,
+        )
+    },
+    Row {
+        clients: HANDLERS,
+        ..idle(
+            "memory-handlers",
+            "100 consumers with 200 handlers and 1 connection each",
+            100,
+            200,
         )
     },
     Row {
@@ -379,6 +402,19 @@ const fn latency(
     Row {
         clients: &[Client::Raw, Client::Ours, Client::GoNsq],
         ..row(id, name, work, messages(count, count, 0, 0))
+    }
+}
+
+const fn idle(id: &'static str, name: &'static str, topics: usize, handlers: u32) -> Row {
+    let work = Work::Idle {
+        handlers,
+        burst: 300,
+        heartbeat_interval: 1000,
+    };
+    Row {
+        topics,
+        // The burst says how many.
+        ..row(id, name, work, messages(0, 0, 0, 0))
     }
 }
 

@@ -19,6 +19,9 @@ const FILL: u64 = 100;
 /// timer fires.
 const SURPLUS: u64 = 6000;
 
+/// What the names of topics and channels end with that go with their last consumer.
+const EPHEMERAL: &str = "#ephemeral";
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Topics of its own for one measurement. The job says which.
@@ -26,10 +29,13 @@ pub(crate) fn set(nsqds: &[Nsqd], files: &Files, row: &Row, client: Client, shar
     let (nsqd, others) = nsqds[..row.nsqds].split_first().ok_or("a row without nsqd")?;
     // To a socket that sends one PUB per message it makes no difference which topic each names.
     let topics = if client == Client::Raw { 1 } else { row.topics };
+    // nsqd writes down which other topics and channels there are whenever there is one more or less, which takes its time
+    // with a thousand. These also go with their last consumer.
+    let ending = if row.is_idle() { EPHEMERAL } else { "" };
     let job = Job {
         nsqd: nsqd.tcp_address(),
         other_nsqds: others.iter().map(Nsqd::tcp_address).collect(),
-        topics: (0..topics).map(|_| nsqd.new_topic()).collect(),
+        topics: (0..topics).map(|_| nsqd.new_topic() + ending).collect(),
         messages: row.messages(client, share),
         bodies: files.bodies(row.body_len),
         root_ca: row.tls.then(|| files.certificate()),
@@ -37,7 +43,7 @@ pub(crate) fn set(nsqds: &[Nsqd], files: &Files, row: &Row, client: Client, shar
         work: row.work,
     };
     match job.work {
-        Work::Publish { .. } => {}
+        Work::Publish { .. } | Work::Idle { .. } => {}
         Work::Consume { .. } | Work::Sleep { .. } => nsqds[..row.nsqds].iter().try_for_each(|nsqd| fill(nsqd, &job))?,
         Work::Latency { .. } => create_channel(nsqd, &job)?,
     }
@@ -46,6 +52,9 @@ pub(crate) fn set(nsqds: &[Nsqd], files: &Files, row: &Row, client: Client, shar
 
 /// Deletes the topics with all that is queued, so that each measurement finds nsqd's memory empty.
 pub(crate) fn strike(nsqds: &[Nsqd], row: &Row, job: &Job) -> Result<()> {
+    if row.is_idle() {
+        return Ok(());
+    }
     let delete_from = |nsqd: &Nsqd| job.topics.iter().try_for_each(|topic| nsqd.delete_topic(topic));
     nsqds[..row.nsqds].iter().try_for_each(delete_from)
 }

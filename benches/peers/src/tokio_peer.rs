@@ -4,7 +4,7 @@
 //! acknowledgement. It writes when 8 KB have gathered or its timer fires.
 
 use std::error::Error;
-use std::future::{Future, ready};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +15,13 @@ use tokio_nsq::{
     NSQProducerConfig, NSQTopic,
 };
 
-use crate::Result;
 use crate::job::{Job, Work};
-use crate::latency::{Handling, Record};
 use crate::sleep::Sleepers;
 use crate::span::{Clock, Span};
+use crate::{Result, memory};
 
 /// Does the job, with the timer's interval if it is not the default.
-pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Duration>) -> Result<Span> {
+pub(crate) async fn be(job: &Job, bodies: &'static [Bytes], flush_interval: Option<Duration>) -> Result<Span> {
     let shared = NSQConfigShared::new();
     let shared = match flush_interval {
         Some(interval) => shared.set_flush_interval(interval),
@@ -38,9 +37,9 @@ pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Durat
             microseconds,
         } => {
             let sleepers = Sleepers::new(job.messages, one_in, Duration::from_micros(microseconds));
-            let consumer = consumer(job, shared, max_in_flight)?;
+            let consumer = consumer(job, (&job.topics[0], "bench"), shared, max_in_flight)?;
             let shared = Arc::clone(&sleepers);
-            let spawning = spawn_each(consumer, handlers, move |_| {
+            let spawning = spawn_each(consumer, handlers, move || {
                 let shared = Arc::clone(&shared);
                 async move { shared.handle().await }
             });
@@ -49,24 +48,8 @@ pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Durat
                 ended = spawning => Err(ended),
             }
         }
-        // It has no setting for nsqd's output buffer.
-        Work::Latency {
-            rate,
-            max_in_flight,
-            block,
-            ..
-        } => {
-            let (handling, mut spans) = Handling::new(Record::new(job.messages, rate), block);
-            let consumer = consumer(job, shared, max_in_flight)?;
-            let spawning = spawn_each(consumer, max_in_flight, move |body| {
-                handling.handle(&body);
-                ready(())
-            });
-            tokio::select! {
-                span = spans.recv() => span.ok_or_else(|| "nobody handles messages".into()),
-                ended = spawning => Err(ended),
-            }
-        }
+        Work::Latency { .. } => Err("tokio-nsq has no such settings".into()),
+        Work::Idle { .. } => memory::tokio_nsq(job, &shared, bodies).await,
     }
 }
 
@@ -123,9 +106,14 @@ async fn acknowledged(producer: &mut NSQProducer) -> Result<()> {
     }
 }
 
-fn consumer(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Result<NSQConsumer> {
-    let topic = NSQTopic::new(&job.topics[0]).ok_or("not a topic")?;
-    let channel = NSQChannel::new("bench").ok_or("not a channel")?;
+pub(crate) fn consumer(
+    job: &Job,
+    (topic, channel): (&str, &str),
+    shared: NSQConfigShared,
+    max_in_flight: u32,
+) -> Result<NSQConsumer> {
+    let topic = NSQTopic::new(topic).ok_or("not a topic")?;
+    let channel = NSQChannel::new(channel).ok_or("not a channel")?;
     Ok(NSQConsumerConfig::new(topic, channel)
         .set_sources(NSQConsumerConfigSources::Daemons(job.addresses().collect()))
         .set_max_in_flight(max_in_flight)
@@ -135,7 +123,7 @@ fn consumer(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Result<NS
 
 /// Takes messages and finishes them. The clock runs from the first message on.
 async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Result<Span> {
-    let mut consumer = consumer(job, shared, max_in_flight)?;
+    let mut consumer = consumer(job, (&job.topics[0], "bench"), shared, max_in_flight)?;
     let mut clock = None;
     for _ in 0..job.messages {
         let message = consumer.consume_filtered().await.ok_or("no more messages")?;
@@ -151,19 +139,19 @@ async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Resu
 async fn spawn_each<F>(
     mut consumer: NSQConsumer,
     handlers: u32,
-    handler: impl Fn(Vec<u8>) -> F + Clone + Send + 'static,
+    handler: impl Fn() -> F + Clone + Send + 'static,
 ) -> Box<dyn Error + Send + Sync>
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let permits = Arc::new(Semaphore::new(handlers as usize));
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
-        let Some(mut message) = consumer.consume_filtered().await else {
+        let Some(message) = consumer.consume_filtered().await else {
             break;
         };
         let handler = handler.clone();
         tokio::spawn(async move {
-            handler(std::mem::take(&mut message.body)).await;
+            handler().await;
             message.finish().await;
             drop(permit);
         });
