@@ -33,6 +33,7 @@ mod watchdog;
 
 use std::error::Error;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -54,12 +55,12 @@ const LARGE_BUFFER_FROM: u32 = 301;
 /// Measures async-nsq next to other NSQ clients on a real nsqd.
 #[derive(Parser)]
 struct Options {
-    /// 3 rounds, with a third of the messages each.
+    /// 3 rounds if `--rounds` does not say otherwise, with a third of the messages each.
     #[arg(long)]
     quick: bool,
-    /// How often each row is measured; the table shows medians.
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    /// How often each row is measured, 7 times if not said; the table shows medians.
+    #[arg(long)]
+    rounds: Option<NonZeroUsize>,
     /// Only rows with one of these ids. What is no id is the beginning of some.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
@@ -122,7 +123,9 @@ fn main() -> Result<()> {
         files,
         go: client::build_go(&root)?,
         clients: options.clients,
-        rounds: if options.quick { 3 } else { options.rounds },
+        rounds: options
+            .rounds
+            .map_or(if options.quick { 3 } else { 7 }, NonZeroUsize::get),
         share: if options.quick { 3 } else { 1 },
     };
     let report = Report {
