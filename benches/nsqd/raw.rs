@@ -150,9 +150,14 @@ impl Connection {
     }
 
     fn read(&mut self) -> Result<()> {
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        } else if self.end == self.buffer.len() {
+            // For a frame that is larger.
+            self.buffer.resize(self.end * 2, 0);
+        }
         let count = self.stream.read(&mut self.buffer[self.end..])?;
         if count == 0 {
             return Err("nsqd closed the connection".into());

@@ -251,6 +251,25 @@ const ROWS: &[Row] = &[
             messages(60_000, 60_000, 60_000, 60_000),
         )
     },
+    Row {
+        body_len: 1_000_000,
+        ..publish(
+            "publish-1MB",
+            "publish 1 MB, 100 callers",
+            1,
+            100,
+            messages(900, 900, 600, 600),
+        )
+    },
+    Row {
+        body_len: 1_000_000,
+        ..consume(
+            "consume-1MB",
+            "consume 1 MB, max_in_flight 100",
+            100,
+            messages(900, 900, 400, 900),
+        )
+    },
     latency(
         "latency-1000",
         "latency at 1,000 messages a second, default settings",

@@ -12,12 +12,14 @@ use crate::job::{Job, Work};
 use crate::rows::Row;
 use crate::{Result, raw};
 
-/// The messages of each MPUB that fills a topic to be consumed from.
+/// The messages of each MPUB that fills a topic to be consumed from, and the bytes of their bodies: nsqd takes 5 MiB.
 const FILL: u64 = 100;
+const FILL_BYTES: u64 = 5_000_000;
 
-/// Messages that are queued and not timed. Without them the last ones timed would sit in nsqd's output buffer until its
-/// timer fires.
+/// Messages that are queued and not timed, and the bytes of their bodies. Without them the last ones timed would sit in
+/// nsqd's output buffer until its timer fires.
 const SURPLUS: u64 = 6000;
+const SURPLUS_BYTES: u64 = 10_000_000;
 
 /// What the names of topics and channels end with that go with their last consumer.
 const EPHEMERAL: &str = "#ephemeral";
@@ -44,7 +46,9 @@ pub(crate) fn set(nsqds: &[Nsqd], files: &Files, row: &Row, client: Client, shar
     };
     match job.work {
         Work::Publish { .. } | Work::Idle { .. } => {}
-        Work::Consume { .. } | Work::Sleep { .. } => nsqds[..row.nsqds].iter().try_for_each(|nsqd| fill(nsqd, &job))?,
+        Work::Consume { .. } | Work::Sleep { .. } => nsqds[..row.nsqds]
+            .iter()
+            .try_for_each(|nsqd| fill(nsqd, &job, row.body_len))?,
         Work::Latency { .. } => create_channel(nsqd, &job)?,
     }
     Ok(job)
@@ -69,17 +73,19 @@ fn create_channel(nsqd: &Nsqd, job: &Job) -> Result<()> {
 }
 
 /// Queues this nsqd's share of the messages in the channel.
-fn fill(nsqd: &Nsqd, job: &Job) -> Result<()> {
+fn fill(nsqd: &Nsqd, job: &Job, body_len: usize) -> Result<()> {
     create_channel(nsqd, job)?;
     let topic = &job.topics[0];
     let share = job.messages / job.addresses().count() as u64;
-    let batches = (share + SURPLUS) / FILL;
+    let at_most = |messages: u64, bytes: u64| messages.min(bytes / body_len as u64);
+    let batch = at_most(FILL, FILL_BYTES);
+    let batches = (share + at_most(SURPLUS, SURPLUS_BYTES)).div_ceil(batch);
     raw::publish(
         nsqd.tcp_address(),
         topic,
         files::read_bodies(&job.bodies)?,
         batches,
-        FILL as usize,
+        batch as usize,
         8,
     )?;
     let deadline = Instant::now() + DEADLINE;
