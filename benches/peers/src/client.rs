@@ -19,7 +19,8 @@ use crate::sleep::Sleepers;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
 use crate::{
-    Result, allocations, files, latency, memory, ours, raw, raw_tokio, shared_queue, sleep, system_calls, tokio_peer,
+    Result, allocations, files, latency, memory, ours, raw, raw_many, raw_tokio, shared_queue, sleep, system_calls,
+    tokio_peer,
 };
 
 /// Who is measured.
@@ -138,7 +139,7 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
         (Client::Raw, Work::Publish { batch, in_flight }) => {
             raw::publish(job.nsqd, topic, bodies, job.messages / batch as u64, batch, in_flight)
         }
-        (Client::Raw, Work::Consume { max_in_flight }) => raw::consume(job.nsqd, topic, job.messages, max_in_flight),
+        (Client::Raw, Work::Consume { max_in_flight }) => raw_many::consume(job, max_in_flight),
         (
             Client::Raw,
             Work::Latency {

@@ -19,6 +19,8 @@ mod memory;
 mod ours;
 #[path = "../../nsqd/raw.rs"]
 mod raw;
+mod raw_broker;
+mod raw_many;
 mod raw_tokio;
 mod report;
 mod rows;
@@ -46,6 +48,7 @@ use latency::Publisher;
 use machine::Machine;
 use report::{Measured, Report, Runs};
 use rows::Row;
+use stage::Stage;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -88,21 +91,31 @@ enum Role {
         #[arg(long)]
         count_allocations: bool,
     },
+    /// Is a raw broker of so many nodes, until its input ends.
+    #[command(hide = true)]
+    Broker { bodies: PathBuf, nodes: usize },
 }
 
 fn main() -> Result<()> {
     let mut options = Options::parse();
-    if let Some(Role::Client {
-        client,
-        job,
-        count_allocations,
-    }) = options.role
-    {
-        let job: Job = serde_json::from_str(&job)?;
-        let span = client::be(client, &job, count_allocations)?;
-        println!("{}", serde_json::to_string(&span)?);
-        return Ok(());
+    match options.role.take() {
+        None => compare(options),
+        Some(Role::Broker { bodies, nodes }) => raw_broker::run(&bodies, nodes),
+        Some(Role::Client {
+            client,
+            job,
+            count_allocations,
+        }) => {
+            let job: Job = serde_json::from_str(&job)?;
+            let span = client::be(client, &job, count_allocations)?;
+            println!("{}", serde_json::to_string(&span)?);
+            Ok(())
+        }
     }
+}
+
+/// Measures all rows and clients that are wanted, and writes what there is to say.
+fn compare(mut options: Options) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     let Some(program) = broker::find(&root) else {
         return Err("nsqd not found: tests/interop/install-brokers.sh builds it into target/brokers".into());
@@ -152,7 +165,8 @@ fn main() -> Result<()> {
 }
 
 fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<Nsqd>> {
-    let count = rows.iter().map(|row| row.nsqds).max().unwrap_or(1);
+    let on_nsqd = rows.iter().filter(|row| !row.raw_broker);
+    let count = on_nsqd.map(|row| row.nodes).max().unwrap_or(1);
     let mut nsqds = vec![Nsqd::start(program, options)?];
     while nsqds.len() < count {
         // nsqd takes the memory for all places of a queue at once. The last of two such options counts.
@@ -164,7 +178,7 @@ fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<
 /// nsqds for rows with so many topics that large queues for all of them would not fit.
 fn start_small_nsqds(program: &Path, rows: &[&Row]) -> Result<Vec<Nsqd>> {
     let rows = rows.iter().filter(|row| row.is_idle());
-    let count = rows.map(|row| row.nsqds).max().unwrap_or(0);
+    let count = rows.map(|row| row.nodes).max().unwrap_or(0);
     let start = || Nsqd::start(program, &["--mem-queue-size=1000".into()]);
     (0..count).map(|_| start()).collect()
 }
@@ -220,7 +234,8 @@ impl Bench {
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
         let nsqds = if row.is_idle() { &self.small_nsqds } else { &self.nsqds };
-        let job = stage::set(nsqds, &self.files, row, client, self.share)?;
+        let stage = Stage::set(nsqds, &self.files, row, client, self.share)?;
+        let job = &stage.job;
         let publisher = match job.work {
             Work::Latency { rate, .. } => {
                 let body = files::read_bodies(&job.bodies)?[0].to_vec();
@@ -228,9 +243,9 @@ impl Bench {
             }
             _ => None,
         };
-        let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
+        let measured = measure(job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
         publisher.map_or(Ok(()), Publisher::stop)?;
-        stage::strike(nsqds, row, &job)?;
+        stage.strike()?;
         Ok(measured)
     }
 }

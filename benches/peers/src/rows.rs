@@ -14,8 +14,10 @@ pub(crate) struct Row {
     pub(crate) work: Work,
     /// The callers are spread over so many.
     pub(crate) topics: usize,
-    /// The messages to consume are spread over so many.
-    pub(crate) nsqds: usize,
+    /// Messages come from so many nsqds.
+    pub(crate) nodes: usize,
+    /// Not nsqd but our own, which is never what limits a client. Its nodes are one process.
+    pub(crate) raw_broker: bool,
     /// How long each message is.
     pub(crate) body_len: usize,
     pub(crate) tls: bool,
@@ -59,7 +61,7 @@ impl Row {
             Work::Consume { .. } | Work::Sleep { .. } => wanted.max(2),
             // Not fewer of them, or too few would be slower than the slowest thousandth, or the end of the block be missed.
             Work::Latency { .. } => wanted * share,
-            Work::Idle { burst, .. } => u64::from(burst) * (self.topics * self.nsqds) as u64,
+            Work::Idle { burst, .. } => u64::from(burst) * (self.topics * self.nodes) as u64,
         }
     }
 }
@@ -142,9 +144,7 @@ const ROWS: &[Row] = &[
         messages(1_000_000, 150_000, 800_000, 800_000),
     ),
     Row {
-        // Raw has one connection.
-        clients: &[Client::Ours, Client::GoNsq, Client::TokioNsq, Client::TokioNsqTuned],
-        nsqds: 10,
+        nodes: 10,
         ..consume(
             "consume-nsqds",
             "consume from 10 nsqds, max_in_flight 2500",
@@ -270,6 +270,53 @@ const ROWS: &[Row] = &[
             messages(900, 900, 400, 900),
         )
     },
+    Row {
+        clients: ALONE,
+        ..on_raw_broker(publish(
+            "broker-publish-1",
+            "raw broker: publish, 1 caller",
+            1,
+            1,
+            messages(40_000, 20_000, 0, 1_500),
+        ))
+    },
+    on_raw_broker(publish(
+        "broker-publish-100",
+        "raw broker: publish, 100 callers",
+        1,
+        100,
+        messages(3_000_000, 150_000, 0, 1_500_000),
+    )),
+    on_raw_broker(consume(
+        "broker-consume-100",
+        "raw broker: consume, max_in_flight 100",
+        100,
+        messages(4_000_000, 200_000, 0, 150_000),
+    )),
+    growth(
+        "growth-1",
+        "raw broker: consume, max_in_flight 2500, 1 connection",
+        1,
+        2500,
+    ),
+    growth(
+        "growth-10",
+        "raw broker: consume, max_in_flight 2500, 10 connections",
+        10,
+        2500,
+    ),
+    growth(
+        "growth-100",
+        "raw broker: consume, max_in_flight 2500, 100 connections",
+        100,
+        2500,
+    ),
+    growth(
+        "growth-100-wide",
+        "raw broker: consume, max_in_flight 25,000, 100 connections",
+        100,
+        25_000,
+    ),
     latency(
         "latency-1000",
         "latency at 1,000 messages a second, default settings",
@@ -370,6 +417,18 @@ const MANY: &[Client] = &[
 /// Those that are measured with what nsqd has to grant first, and with handlers that take their time.
 const HANDLERS: &[Client] = &[Client::Ours, Client::GoNsq];
 
+/// Those that can work on what does not wait for a quarter of a second again and again.
+const QUICK: &[Client] = &[Client::Raw, Client::Ours, Client::GoNsq, Client::TokioNsqTuned];
+
+/// The same with one message in flight.
+const ALONE: &[Client] = &[
+    Client::Raw,
+    Client::RawTokio,
+    Client::Ours,
+    Client::GoNsq,
+    Client::TokioNsqTuned,
+];
+
 const fn messages(best: u64, go_nsq: u64, tokio_nsq: u64, tokio_nsq_tuned: u64) -> Messages {
     Messages {
         best,
@@ -389,7 +448,8 @@ const fn row(id: &'static str, name: &'static str, work: Work, messages: Message
         },
         work,
         topics: 1,
-        nsqds: 1,
+        nodes: 1,
+        raw_broker: false,
         body_len: files::BODY_LEN,
         tls: false,
         compression: Compression::None,
@@ -403,6 +463,23 @@ const fn publish(id: &'static str, name: &'static str, batch: usize, in_flight: 
 
 const fn consume(id: &'static str, name: &'static str, max_in_flight: u32, messages: Messages) -> Row {
     row(id, name, Work::Consume { max_in_flight }, messages)
+}
+
+const fn on_raw_broker(row: Row) -> Row {
+    Row {
+        clients: QUICK,
+        raw_broker: true,
+        ..row
+    }
+}
+
+/// From so many nodes, with `max_in_flight` 2500 among them all.
+const fn growth(id: &'static str, name: &'static str, nodes: usize, max_in_flight: u32) -> Row {
+    let messages = messages(4_000_000, 200_000, 0, 1_200_000);
+    Row {
+        nodes,
+        ..on_raw_broker(consume(id, name, max_in_flight, messages))
+    }
 }
 
 const fn latency(
