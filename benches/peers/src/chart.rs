@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::client::Client;
-use crate::report::{Report, Runs, significant};
+use crate::report::{Measured, Report, Runs, significant};
 use crate::span::Span;
 
 const WIDTH: usize = 900;
@@ -30,10 +30,16 @@ pub(crate) struct Chart {
     pub(crate) svg: String,
 }
 
-/// The bars of one row.
+/// Bars with one scale.
 struct Group {
     name: &'static str,
-    bars: Vec<(Client, f64)>,
+    bars: Vec<Bar>,
+}
+
+struct Bar {
+    label: &'static str,
+    client: Client,
+    value: f64,
 }
 
 /// All charts that there is something for.
@@ -70,16 +76,42 @@ pub(crate) fn draw(report: &Report) -> Vec<Chart> {
             |runs| runs.per_connection(|memory| memory.quiet.live.saturating_sub(memory.before.live)),
         ),
     ];
-    charts.into_iter().flatten().collect()
+    charts.into_iter().flatten().chain(growth(report)).collect()
+}
+
+/// The rows that are compared with each other: a group for each client, a bar for each row.
+fn growth(report: &Report) -> Option<Chart> {
+    let rows = report.growth();
+    let (_, first) = rows.first()?;
+    let bar = |client, (label, row): &(&'static str, &Measured)| {
+        let value = row.runs(client)?.median(Span::rate);
+        Some(Bar { label, client, value })
+    };
+    let group = |client: Client| Group {
+        name: client.name(),
+        bars: rows.iter().filter_map(|row| bar(client, row)).collect(),
+    };
+    let groups: Vec<Group> = first.clients.iter().map(|runs| group(runs.client)).collect();
+    let title = "Messages a second with more connections: all bars of a client alike is best";
+    Some(Chart {
+        file: "growth.svg",
+        svg: svg(title, &groups, &report.small_print()),
+    })
 }
 
 /// The rows whose clients have such a value.
 fn groups(report: &Report, value: fn(&Runs) -> Option<f64>) -> Vec<Group> {
     let groups = report.rows.iter().filter_map(|row| {
-        let bars = row.clients.iter().map(|runs| Some((runs.client, value(runs)?)));
+        let bar = |runs: &Runs| {
+            Some(Bar {
+                label: runs.client.name(),
+                client: runs.client,
+                value: value(runs)?,
+            })
+        };
         Some(Group {
             name: row.name,
-            bars: bars.collect::<Option<_>>()?,
+            bars: row.clients.iter().map(bar).collect::<Option<_>>()?,
         })
     });
     groups.collect()
@@ -90,24 +122,24 @@ fn svg(title: &str, groups: &[Group], small_print: &str) -> String {
     let mut body = String::new();
     let mut y = 32;
     text(&mut body, 16, y, "title", title);
-    text(&mut body, 16, y + LINE, "small", "Each row has a scale of its own.");
+    text(&mut body, 16, y + LINE, "small", "Each group has a scale of its own.");
     y += LINE;
     for group in groups {
         y += LINE + GAP;
         text(&mut body, 16, y, "row", group.name);
-        let greatest = group.bars.iter().map(|(_, value)| *value).fold(0.0, f64::max);
-        for (client, value) in &group.bars {
+        let greatest = group.bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
+        for bar in &group.bars {
             y += LINE;
-            text(&mut body, 16, y, "", client.name());
+            text(&mut body, 16, y, "", bar.label);
             // One that is too short to be seen would look like one that was not measured.
-            let length = (value / greatest * LONGEST).max(1.0);
+            let length = (bar.value / greatest * LONGEST).max(1.0);
             _ = write!(
                 body,
                 r#"<rect class="{}" x="{BARS_AT}" y="{}" width="{length:.1}" height="14"/>"#,
-                class(*client),
+                class(bar.client),
                 y - 12
             );
-            text(&mut body, BARS_AT + length as usize + 8, y, "", &significant(*value));
+            text(&mut body, BARS_AT + length as usize + 8, y, "", &significant(bar.value));
         }
     }
     y += GAP;

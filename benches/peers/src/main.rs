@@ -37,11 +37,12 @@ use std::error::Error;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
 use broker::Nsqd;
-use client::{Client, Counts};
+use client::Client;
 use files::Files;
 use job::{Job, Work};
 use latency::Publisher;
@@ -141,11 +142,14 @@ fn compare(mut options: Options) -> Result<()> {
             .map_or(if options.quick { 3 } else { 7 }, NonZeroUsize::get),
         share: if options.quick { 3 } else { 1 },
     };
-    let report = Report {
+    let mut report = Report {
         machine: Machine::describe(&program),
         rounds: bench.rounds,
-        rows: rows.into_iter().map(|row| bench.row(row)).collect::<Result<_>>()?,
+        rows: Vec::new(),
     };
+    for rows in rows.chunk_by(|one, next| one.growth.is_some() && next.growth.is_some()) {
+        report.rows.extend(bench.measure(rows)?);
+    }
     let table = report.markdown();
     println!("{table}");
     if options.gate {
@@ -199,36 +203,35 @@ struct Bench {
 }
 
 impl Bench {
-    fn row(&self, row: &Row) -> Result<Measured> {
-        eprintln!("{}", row.name);
-        let wanted = |client: &Client| self.clients.is_empty() || self.clients.contains(client);
-        let clients: Vec<Client> = row.clients.iter().copied().filter(wanted).collect();
-        let mut spans = vec![Vec::new(); clients.len()];
-        for round in 0..row.rounds(self.rounds) {
+    /// Measures rows that are compared with each other, or one. All their clients take turns.
+    fn measure(&self, rows: &[&Row]) -> Result<Vec<Measured>> {
+        let wanted = |client: &&Client| self.clients.is_empty() || self.clients.contains(client);
+        let clients = |row: &Row| row.clients.iter().filter(wanted).copied().map(Runs::new).collect();
+        let mut measured: Vec<Measured> = rows.iter().map(|row| Measured::new(row, clients(row))).collect();
+        let places = |(row, measured): (usize, &Measured)| (0..measured.clients.len()).map(move |client| (row, client));
+        let places: Vec<(usize, usize)> = measured.iter().enumerate().flat_map(places).collect();
+        // The same for all of them.
+        let rounds = rows.first().map_or(0, |row| row.rounds(self.rounds));
+        let started = Instant::now();
+        for round in 0..rounds {
             // By turns who goes first, so that nobody always finds another's leavings.
-            for turn in 0..clients.len() {
-                let index = (turn + round) % clients.len();
-                let client = clients[index];
-                spans[index].push(self.once(row, client, |job| client.measure(job, &self.go))?);
+            for turn in 0..places.len() {
+                let (row, client) = places[(turn + round) % places.len()];
+                let runs = &mut measured[row].clients[client];
+                let span = self.once(rows[row], runs.client, |job| runs.client.measure(job, &self.go))?;
+                runs.spans.push(span);
             }
         }
-        let clients = clients.iter().zip(spans).map(|(client, spans)| {
-            let counts = match row.work {
-                // Counting would delay what is timed, and at a rate that is given both depend on each other.
-                Work::Latency { .. } | Work::Idle { .. } => Counts::default(),
-                _ => self.once(row, *client, |job| client.count(job, &self.go))?,
-            };
-            Ok(Runs {
-                client: *client,
-                spans,
-                counts,
-            })
-        });
-        Ok(Measured {
-            id: row.id,
-            name: row.name,
-            clients: clients.collect::<Result<_>>()?,
-        })
+        for (row, client) in places {
+            // Counting would delay what is timed, and at a rate that is given both depend on each other.
+            if !matches!(rows[row].work, Work::Latency { .. } | Work::Idle { .. }) {
+                let runs = &mut measured[row].clients[client];
+                runs.counts = self.once(rows[row], runs.client, |job| runs.client.count(job, &self.go))?;
+            }
+        }
+        let names: Vec<&str> = rows.iter().map(|row| row.name).collect();
+        eprintln!("{:3.0} s: {}", started.elapsed().as_secs_f64(), names.join("; "));
+        Ok(measured)
     }
 
     /// Measures one client once, on topics of its own.

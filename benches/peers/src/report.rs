@@ -8,6 +8,7 @@ use crate::client::{Client, Counts};
 use crate::latency::Latency;
 use crate::machine::Machine;
 use crate::memory::{Held, Memory};
+use crate::rows::Row;
 use crate::span::Span;
 
 /// All that was measured.
@@ -23,7 +24,28 @@ pub(crate) struct Report {
 pub(crate) struct Measured {
     pub(crate) id: &'static str,
     pub(crate) name: &'static str,
+    /// What it has more of than the rows before it, if it is compared with them.
+    pub(crate) growth: Option<&'static str>,
     pub(crate) clients: Vec<Runs>,
+}
+
+impl Measured {
+    pub(crate) fn new(row: &Row, clients: Vec<Runs>) -> Self {
+        Self {
+            id: row.id,
+            name: row.name,
+            growth: row.growth,
+            clients,
+        }
+    }
+
+    pub(crate) fn runs(&self, client: Client) -> Option<&Runs> {
+        self.clients.iter().find(|runs| runs.client == client)
+    }
+
+    fn is_about_memory(&self) -> bool {
+        self.clients.iter().any(Runs::is_about_memory)
+    }
 }
 
 /// One client's rounds. Those of all clients of a row were run by turns: the same index is the same round.
@@ -55,6 +77,7 @@ impl Report {
         let (of_memory, of_speed): (Vec<_>, Vec<_>) = self.rows.iter().partition(|row| row.is_about_memory());
         let tables = [
             (!of_speed.is_empty()).then(|| self.speed_table(&of_speed)),
+            self.growth_table(),
             (!of_memory.is_empty()).then(|| memory_table(&of_memory)),
             Some(self.small_print()),
         ];
@@ -84,8 +107,7 @@ impl Report {
                     runs.cells()
                 );
                 for other in &columns {
-                    let other = row.clients.iter().find(|runs| runs.client == *other);
-                    text += &match other {
+                    text += &match row.runs(*other) {
                         None => " n/a |".into(),
                         Some(other) if other.client == runs.client => " |".into(),
                         Some(other) => versus(runs, other),
@@ -94,6 +116,33 @@ impl Report {
             }
         }
         text
+    }
+
+    /// The rows that are compared with each other, in their order.
+    pub(crate) fn growth(&self) -> Vec<(&'static str, &Measured)> {
+        let rows = self.rows.iter().filter_map(|row| Some((row.growth?, row)));
+        rows.collect()
+    }
+
+    /// The rates of those rows next to each other, and the medians of their ratios to the first.
+    fn growth_table(&self) -> Option<String> {
+        let rows = self.growth();
+        let (_, first) = rows.first()?;
+        let mut text = String::from("| messages a second |");
+        for (label, _) in &rows {
+            _ = write!(text, " {label} |");
+        }
+        text += "\n|---|";
+        text += &"---:|".repeat(rows.len());
+        for alone in &first.clients {
+            _ = write!(text, "\n| {} |", alone.client);
+            for (_, row) in &rows {
+                text += &row
+                    .runs(alone.client)
+                    .map_or_else(|| " n/a |".into(), |runs| grown(runs, alone));
+            }
+        }
+        Some(text)
     }
 
     /// What stands under the table and under each chart.
@@ -141,13 +190,15 @@ fn memory_table(rows: &[&Measured]) -> String {
     text
 }
 
-impl Measured {
-    fn is_about_memory(&self) -> bool {
-        self.clients.iter().any(Runs::is_about_memory)
-    }
-}
-
 impl Runs {
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            client,
+            spans: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
     pub(crate) fn is_about_memory(&self) -> bool {
         self.spans.iter().any(|span| span.memory.is_some())
     }
@@ -204,6 +255,11 @@ fn versus(runs: &Runs, other: &Runs) -> String {
         significant(ratio(runs, other, Span::rate)),
         significant(ratio(runs, other, Span::rate_on_cpu))
     )
+}
+
+fn grown(runs: &Runs, alone: &Runs) -> String {
+    let rate = thousands(runs.median(Span::rate));
+    format!(" {rate} ({}) |", significant(ratio(runs, alone, Span::rate)))
 }
 
 /// The median of the ratios within each round: both sides of a round met the machine in the same mood.

@@ -18,6 +18,8 @@ pub(crate) struct Row {
     pub(crate) nodes: usize,
     /// Not nsqd but our own, which is never what limits a client. Its nodes are one process.
     pub(crate) raw_broker: bool,
+    /// What it has more of than the rows before it, if it is compared with them.
+    pub(crate) growth: Option<&'static str>,
     /// How long each message is.
     pub(crate) body_len: usize,
     pub(crate) tls: bool,
@@ -296,24 +298,28 @@ const ROWS: &[Row] = &[
     growth(
         "growth-1",
         "raw broker: consume, max_in_flight 2500, 1 connection",
+        "1 connection",
         1,
         2500,
     ),
     growth(
         "growth-10",
         "raw broker: consume, max_in_flight 2500, 10 connections",
+        "10 connections",
         10,
         2500,
     ),
     growth(
         "growth-100",
         "raw broker: consume, max_in_flight 2500, 100 connections",
+        "100 connections",
         100,
         2500,
     ),
     growth(
         "growth-100-wide",
         "raw broker: consume, max_in_flight 25,000, 100 connections",
+        "100, 25,000 in flight",
         100,
         25_000,
     ),
@@ -450,6 +456,7 @@ const fn row(id: &'static str, name: &'static str, work: Work, messages: Message
         topics: 1,
         nodes: 1,
         raw_broker: false,
+        growth: None,
         body_len: files::BODY_LEN,
         tls: false,
         compression: Compression::None,
@@ -473,11 +480,18 @@ const fn on_raw_broker(row: Row) -> Row {
     }
 }
 
-/// From so many nodes, with `max_in_flight` 2500 among them all.
-const fn growth(id: &'static str, name: &'static str, nodes: usize, max_in_flight: u32) -> Row {
+/// From so many nodes, with `max_in_flight` divided among them.
+const fn growth(
+    id: &'static str,
+    name: &'static str,
+    connections: &'static str,
+    nodes: usize,
+    max_in_flight: u32,
+) -> Row {
     let messages = messages(4_000_000, 200_000, 0, 1_200_000);
     Row {
         nodes,
+        growth: Some(connections),
         ..on_raw_broker(consume(id, name, max_in_flight, messages))
     }
 }
