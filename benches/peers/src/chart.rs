@@ -26,7 +26,7 @@ text{font:13px system-ui,sans-serif;fill:#1f2328}\
 
 /// A chart, and the name of its file.
 pub(crate) struct Chart {
-    pub(crate) file: &'static str,
+    pub(crate) file: String,
     pub(crate) svg: String,
 }
 
@@ -42,41 +42,47 @@ struct Bar {
     value: f64,
 }
 
-/// All charts that there is something for.
+/// All charts that there is something for. Rows of one section share theirs.
 pub(crate) fn draw(report: &Report) -> Vec<Chart> {
-    let chart = |file, title, value: fn(&Runs) -> Option<f64>| {
-        let groups = groups(report, value);
-        let svg = || svg(title, &groups, &report.small_print());
-        (!groups.is_empty()).then(|| Chart { file, svg: svg() })
-    };
-    let charts = [
+    let mut charts = Vec::new();
+    for rows in report.rows.chunk_by(|one, next| one.section == next.section) {
+        let section = rows.first().map_or("", |row| row.section);
+        let mut draw = |measure: &str, title: &str, value: fn(&Runs) -> Option<f64>| {
+            let groups = groups(rows, value);
+            if !groups.is_empty() {
+                let file = format!("{section}-{measure}.svg");
+                let svg = svg(title, &groups, &report.small_print());
+                charts.push(Chart { file, svg });
+            }
+        };
         // At a rate that is given everybody's is the same.
-        chart("rate.svg", "Messages a second: longer is better", |runs| {
-            let at_a_rate = runs.latency(|latency| latency.p50).is_some();
-            (!at_a_rate && !runs.is_about_memory()).then(|| runs.median(Span::rate))
-        }),
-        chart(
-            "cpu.svg",
+        draw("rate", "Messages a second: longer is better", |runs| {
+            let rate_is_given = runs.latency(|latency| latency.p50).is_some();
+            (!rate_is_given && !runs.is_about_memory()).then(|| runs.median(Span::rate))
+        });
+        draw(
+            "cpu",
             "Microseconds of the client's processor time per message: shorter is better",
             |runs| (!runs.is_about_memory()).then(|| runs.median(Span::cpu)),
-        ),
-        chart(
-            "latency-p50.svg",
+        );
+        draw(
+            "p50",
             "Microseconds from publishing to the handler, median: shorter is better",
             |runs| runs.latency(|latency| latency.p50),
-        ),
-        chart(
-            "latency-p99.svg",
+        );
+        draw(
+            "p99",
             "Microseconds from publishing to the handler, 99th percentile: shorter is better",
             |runs| runs.latency(|latency| latency.p99),
-        ),
-        chart(
-            "memory.svg",
+        );
+        draw(
+            "live",
             "KB of live memory per connection that is quiet after 300 messages: shorter is better",
             |runs| runs.per_connection(|memory| memory.quiet.live.saturating_sub(memory.before.live)),
-        ),
-    ];
-    charts.into_iter().flatten().chain(growth(report)).collect()
+        );
+    }
+    charts.extend(growth(report));
+    charts
 }
 
 /// The rows that are compared with each other: a group for each client, a bar for each row.
@@ -94,14 +100,14 @@ fn growth(report: &Report) -> Option<Chart> {
     let groups: Vec<Group> = first.clients.iter().map(|runs| group(runs.client)).collect();
     let title = "Messages a second with more connections: all bars of a client alike is best";
     Some(Chart {
-        file: "growth.svg",
+        file: "growth.svg".into(),
         svg: svg(title, &groups, &report.small_print()),
     })
 }
 
 /// The rows whose clients have such a value.
-fn groups(report: &Report, value: fn(&Runs) -> Option<f64>) -> Vec<Group> {
-    let groups = report.rows.iter().filter_map(|row| {
+fn groups(rows: &[Measured], value: fn(&Runs) -> Option<f64>) -> Vec<Group> {
+    let groups = rows.iter().filter_map(|row| {
         let bar = |runs: &Runs| {
             Some(Bar {
                 label: runs.client.name(),

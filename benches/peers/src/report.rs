@@ -24,6 +24,8 @@ pub(crate) struct Report {
 pub(crate) struct Measured {
     pub(crate) id: &'static str,
     pub(crate) name: &'static str,
+    /// Rows of one section follow one another, and share charts.
+    pub(crate) section: &'static str,
     /// What it has more of than the rows before it, if it is compared with them.
     pub(crate) growth: Option<&'static str>,
     pub(crate) clients: Vec<Runs>,
@@ -34,6 +36,7 @@ impl Measured {
         Self {
             id: row.id,
             name: row.name,
+            section: row.section(),
             growth: row.growth,
             clients,
         }

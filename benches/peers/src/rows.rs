@@ -69,6 +69,20 @@ impl Row {
         }
     }
 
+    /// What the rows around it have in common.
+    pub(crate) fn section(&self) -> &'static str {
+        match self.work {
+            _ if self.raw_broker => "broker",
+            _ if self.tls || !matches!(self.compression, Compression::None) => "negotiated",
+            _ if self.body_len != files::BODY_LEN => "bodies",
+            Work::Publish { .. } => "publish",
+            Work::Consume { .. } => "consume",
+            Work::Sleep { .. } | Work::Latency { block: Some(_), .. } => "handlers",
+            Work::Latency { .. } => "latency",
+            Work::Idle { .. } => "memory",
+        }
+    }
+
     fn has_many_small_pubs(&self) -> bool {
         match self.work {
             Work::Publish { batch: 1, in_flight } => in_flight > 1 && self.body_len <= files::BODY_LEN,
