@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use crate::span::{Clock, Span};
 use crate::{LARGE_BUFFER_FROM, Result};
 
-const READ: usize = 64 * 1024;
+pub(crate) const READ: usize = 64 * 1024;
 
 /// Sends so many batches, each as one command, with `in_flight` of them unanswered. The bodies are of one length.
 pub(crate) fn publish(
@@ -47,60 +47,85 @@ pub(crate) fn publish(
 
 /// Finishes so many messages with RDY `max_in_flight`.
 pub(crate) fn consume(address: SocketAddr, topic: &str, count: u64, max_in_flight: u32) -> Result<Span> {
+    handle(address, topic, max_in_flight, counter(count))
+}
+
+/// A handler that times so many messages, from the first to the last.
+pub(crate) fn counter(count: u64) -> impl FnMut(&[u8]) -> Option<Span> {
     let (mut clock, mut finished) = (None, 0);
-    handle(address, topic, max_in_flight, |_| {
+    move |_| {
         let clock = clock.get_or_insert_with(Clock::start);
         finished += 1;
         (finished == count).then(|| clock.stop(count))
-    })
+    }
 }
 
-/// Finishes messages with RDY `max_in_flight`, the FINs of a read in one write, until the handler returns something for a
-/// message's body.
+/// Finishes messages with RDY `max_in_flight` until the handler returns something for a message's body.
 pub(crate) fn handle<T>(
     address: SocketAddr,
     topic: &str,
     max_in_flight: u32,
     mut handler: impl FnMut(&[u8]) -> Option<T>,
 ) -> Result<T> {
-    // Equal terms: what the consumer asks for by default.
-    let mut connection = Connection::open(
-        address,
-        &IdentifyRequest {
-            output_buffer_size: (max_in_flight >= LARGE_BUFFER_FROM).then_some(65_536),
-            output_buffer_timeout: Some(25),
-            ..IdentifyRequest::default()
-        },
-    )?;
-    writeln!(connection.stream, "SUB {topic} bench")?;
-    connection.expect_ok()?;
-    writeln!(connection.stream, "RDY {max_in_flight}")?;
-    let mut fins = Vec::with_capacity(READ);
-    let mut result = None;
+    let mut subscription = Subscription::open(address, topic, max_in_flight)?;
     loop {
-        fins.clear();
-        connection.read()?;
-        while let Some((kind, data)) = connection.next_frame() {
-            match kind {
-                2 => {
-                    result = result.or(handler(&data[26..]));
-                    fins.extend_from_slice(b"FIN ");
-                    fins.extend_from_slice(&data[10..26]);
-                    fins.push(b'\n');
-                }
-                0 => fins.extend_from_slice(b"NOP\n"),
-                _ => return Err(refused(data)),
-            }
-        }
-        connection.stream.write_all(&fins)?;
-        if let Some(result) = result {
+        if let Some(result) = subscription.turn(&mut handler)? {
             return Ok(result);
         }
     }
 }
 
-struct Connection {
-    stream: TcpStream,
+/// Equal terms: what the consumer asks for by default.
+pub(crate) fn request(max_in_flight: u32) -> IdentifyRequest {
+    IdentifyRequest {
+        output_buffer_size: (max_in_flight >= LARGE_BUFFER_FROM).then_some(65_536),
+        output_buffer_timeout: Some(25),
+        ..IdentifyRequest::default()
+    }
+}
+
+/// A connection that messages come from.
+pub(crate) struct Subscription {
+    pub(crate) connection: Connection,
+    fins: Vec<u8>,
+}
+
+impl Subscription {
+    pub(crate) fn open(address: SocketAddr, topic: &str, max_in_flight: u32) -> Result<Self> {
+        let mut connection = Connection::open(address, &request(max_in_flight))?;
+        writeln!(connection.stream, "SUB {topic} bench")?;
+        connection.expect_ok()?;
+        writeln!(connection.stream, "RDY {max_in_flight}")?;
+        Ok(Self {
+            connection,
+            fins: Vec::with_capacity(READ),
+        })
+    }
+
+    /// Reads once, and finishes what has come in one write. Returns the first thing that the handler does.
+    pub(crate) fn turn<T>(&mut self, handler: &mut impl FnMut(&[u8]) -> Option<T>) -> Result<Option<T>> {
+        let mut result = None;
+        self.fins.clear();
+        self.connection.read()?;
+        while let Some((kind, data)) = self.connection.next_frame() {
+            match kind {
+                2 => {
+                    result = result.or(handler(&data[26..]));
+                    self.fins.extend_from_slice(b"FIN ");
+                    self.fins.extend_from_slice(&data[10..26]);
+                    self.fins.push(b'\n');
+                }
+                0 => self.fins.extend_from_slice(b"NOP\n"),
+                _ => return Err(refused(data)),
+            }
+        }
+        self.connection.stream.write_all(&self.fins)?;
+        Ok(result)
+    }
+}
+
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
     // What is read and not yet looked at.
     start: usize,
@@ -149,9 +174,14 @@ impl Connection {
     }
 
     fn read(&mut self) -> Result<()> {
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        } else if self.end == self.buffer.len() {
+            // For a frame that is larger.
+            self.buffer.resize(self.end * 2, 0);
+        }
         let count = self.stream.read(&mut self.buffer[self.end..])?;
         if count == 0 {
             return Err("nsqd closed the connection".into());

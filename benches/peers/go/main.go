@@ -31,6 +31,7 @@ type job struct {
 		Consume *consuming  `json:"consume"`
 		Sleep   *sleeping   `json:"sleep"`
 		Latency *latency    `json:"latency"`
+		Idle    *idling     `json:"idle"`
 	} `json:"work"`
 }
 
@@ -46,6 +47,7 @@ type consuming struct {
 type sleeping struct {
 	MaxInFlight  int           `json:"max_in_flight"`
 	Handlers     int           `json:"handlers"`
+	OneIn        uint64        `json:"one_in"`
 	Microseconds time.Duration `json:"microseconds"`
 }
 
@@ -53,6 +55,7 @@ type latency struct {
 	Rate                uint64 `json:"rate"`
 	MaxInFlight         int    `json:"max_in_flight"`
 	OutputBufferTimeout *int64 `json:"output_buffer_timeout"`
+	Block               *int64 `json:"block"`
 }
 
 func main() {
@@ -63,12 +66,14 @@ func main() {
 	case wanted.Work.Publish != nil:
 		result = publish(wanted, *wanted.Work.Publish)
 	case wanted.Work.Consume != nil:
-		result = consume(wanted, wanted.Work.Consume.MaxInFlight, handlers, 0)
+		result = consume(wanted, wanted.Work.Consume.MaxInFlight, handlers, 1, 0)
 	case wanted.Work.Sleep != nil:
 		work := wanted.Work.Sleep
-		result = consume(wanted, work.MaxInFlight, work.Handlers, work.Microseconds*time.Microsecond)
+		result = consume(wanted, work.MaxInFlight, work.Handlers, work.OneIn, work.Microseconds*time.Microsecond)
 	case wanted.Work.Latency != nil:
 		result = measureLatency(wanted, *wanted.Work.Latency)
+	case wanted.Work.Idle != nil:
+		result = measureMemory(wanted, *wanted.Work.Idle)
 	default:
 		log.Fatal("no such work: ", os.Args[1])
 	}
@@ -126,15 +131,16 @@ func publish(wanted job, work publishing) span {
 	return result
 }
 
-// Handles messages with handlers that sleep, if there is a pause, and count them. The clock runs from the first message on.
-func consume(wanted job, maxInFlight, handlers int, pause time.Duration) span {
+// Handles messages with handlers that sleep at one in so many, if there is a pause, and count them. The clock runs from the
+// first message on.
+func consume(wanted job, maxInFlight, handlers int, oneIn uint64, pause time.Duration) span {
 	config := config(wanted)
 	config.MaxInFlight = maxInFlight
-	var handled uint64
+	var begun, handled uint64
 	var started clock
 	result := make(chan span, 1)
 	return run(wanted, config, handlers, result, func(*nsq.Message) error {
-		if pause > 0 {
+		if pause > 0 && atomic.AddUint64(&begun, 1)%oneIn == 0 {
 			time.Sleep(pause)
 		}
 		switch atomic.AddUint64(&handled, 1) {

@@ -23,6 +23,7 @@ type span struct {
 	PeakKiB    uint64  `json:"peak_kib"`
 	// Where it was measured.
 	Latency *percentiles `json:"latency,omitempty"`
+	Memory  *memory      `json:"memory,omitempty"`
 }
 
 func start() clock {
@@ -37,7 +38,8 @@ func (started clock) stop(messages uint64) span {
 		Seconds:    seconds,
 		CPUSeconds: cpu(after) - cpu(before),
 		Switches:   after.Nvcsw + after.Nivcsw - before.Nvcsw - before.Nivcsw,
-		PeakKiB:    peak(),
+		// That of getrusage may be the launching process's.
+		PeakKiB: statusKiB("VmHWM:"),
 	}
 }
 
@@ -51,12 +53,12 @@ func cpu(usage syscall.Rusage) float64 {
 	return float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
 }
 
-// The high-water mark of this program's memory. That of getrusage may be the launching process's.
-func peak() uint64 {
+// What the system says of this program's memory.
+func statusKiB(name string) uint64 {
 	status, err := os.ReadFile("/proc/self/status")
 	check(err)
 	for _, line := range strings.Split(string(status), "\n") {
-		if strings.HasPrefix(line, "VmHWM:") {
+		if strings.HasPrefix(line, name) {
 			kib, err := strconv.ParseUint(strings.Fields(line)[1], 10, 64)
 			check(err)
 			return kib

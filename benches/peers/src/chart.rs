@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::client::Client;
-use crate::report::{Report, Runs, significant};
+use crate::report::{Measured, Report, Runs, significant};
 use crate::span::Span;
 
 const WIDTH: usize = 900;
@@ -26,56 +26,98 @@ text{font:13px system-ui,sans-serif;fill:#1f2328}\
 
 /// A chart, and the name of its file.
 pub(crate) struct Chart {
-    pub(crate) file: &'static str,
+    pub(crate) file: String,
     pub(crate) svg: String,
 }
 
-/// The bars of one row.
+/// Bars with one scale.
 struct Group {
     name: &'static str,
-    bars: Vec<(Client, f64)>,
+    bars: Vec<Bar>,
 }
 
-/// All charts that there is something for.
+struct Bar {
+    label: &'static str,
+    client: Client,
+    value: f64,
+}
+
+/// All charts that there is something for. Rows of one section share theirs.
 pub(crate) fn draw(report: &Report) -> Vec<Chart> {
-    let chart = |file, title, value: fn(&Runs) -> Option<f64>| {
-        let groups = groups(report, value);
-        let svg = || svg(title, &groups, &report.small_print());
-        (!groups.is_empty()).then(|| Chart { file, svg: svg() })
-    };
-    let charts = [
+    let mut charts = Vec::new();
+    for rows in report.rows.chunk_by(|one, next| one.section == next.section) {
+        let section = rows.first().map_or("", |row| row.section);
+        let mut draw = |measure: &str, title: &str, value: fn(&Runs) -> Option<f64>| {
+            let groups = groups(rows, value);
+            if !groups.is_empty() {
+                let file = format!("{section}-{measure}.svg");
+                let svg = svg(title, &groups, &report.small_print());
+                charts.push(Chart { file, svg });
+            }
+        };
         // At a rate that is given everybody's is the same.
-        chart("rate.svg", "Messages a second: longer is better", |runs| {
-            runs.latency(|latency| latency.p50)
-                .is_none()
-                .then(|| runs.median(Span::rate))
-        }),
-        chart(
-            "cpu.svg",
+        draw("rate", "Messages a second: longer is better", |runs| {
+            let rate_is_given = runs.latency(|latency| latency.p50).is_some();
+            (!rate_is_given && !runs.is_about_memory()).then(|| runs.median(Span::rate))
+        });
+        draw(
+            "cpu",
             "Microseconds of the client's processor time per message: shorter is better",
-            |runs| Some(runs.median(Span::cpu)),
-        ),
-        chart(
-            "latency-p50.svg",
+            |runs| (!runs.is_about_memory()).then(|| runs.median(Span::cpu)),
+        );
+        draw(
+            "p50",
             "Microseconds from publishing to the handler, median: shorter is better",
             |runs| runs.latency(|latency| latency.p50),
-        ),
-        chart(
-            "latency-p99.svg",
+        );
+        draw(
+            "p99",
             "Microseconds from publishing to the handler, 99th percentile: shorter is better",
             |runs| runs.latency(|latency| latency.p99),
-        ),
-    ];
-    charts.into_iter().flatten().collect()
+        );
+        draw(
+            "live",
+            "KB of live memory per connection that is quiet after 300 messages: shorter is better",
+            |runs| runs.per_connection(|memory| memory.quiet.live.saturating_sub(memory.before.live)),
+        );
+    }
+    charts.extend(growth(report));
+    charts
+}
+
+/// The rows that are compared with each other: a group for each client, a bar for each row.
+fn growth(report: &Report) -> Option<Chart> {
+    let rows = report.growth();
+    let (_, first) = rows.first()?;
+    let bar = |client, (label, row): &(&'static str, &Measured)| {
+        let value = row.runs(client)?.median(Span::rate);
+        Some(Bar { label, client, value })
+    };
+    let group = |client: Client| Group {
+        name: client.name(),
+        bars: rows.iter().filter_map(|row| bar(client, row)).collect(),
+    };
+    let groups: Vec<Group> = first.clients.iter().map(|runs| group(runs.client)).collect();
+    let title = "Messages a second with more connections: all bars of a client alike is best";
+    Some(Chart {
+        file: "growth.svg".into(),
+        svg: svg(title, &groups, &report.small_print()),
+    })
 }
 
 /// The rows whose clients have such a value.
-fn groups(report: &Report, value: fn(&Runs) -> Option<f64>) -> Vec<Group> {
-    let groups = report.rows.iter().filter_map(|row| {
-        let bars = row.clients.iter().map(|runs| Some((runs.client, value(runs)?)));
+fn groups(rows: &[Measured], value: fn(&Runs) -> Option<f64>) -> Vec<Group> {
+    let groups = rows.iter().filter_map(|row| {
+        let bar = |runs: &Runs| {
+            Some(Bar {
+                label: runs.client.name(),
+                client: runs.client,
+                value: value(runs)?,
+            })
+        };
         Some(Group {
             name: row.name,
-            bars: bars.collect::<Option<_>>()?,
+            bars: row.clients.iter().map(bar).collect::<Option<_>>()?,
         })
     });
     groups.collect()
@@ -86,24 +128,24 @@ fn svg(title: &str, groups: &[Group], small_print: &str) -> String {
     let mut body = String::new();
     let mut y = 32;
     text(&mut body, 16, y, "title", title);
-    text(&mut body, 16, y + LINE, "small", "Each row has a scale of its own.");
+    text(&mut body, 16, y + LINE, "small", "Each group has a scale of its own.");
     y += LINE;
     for group in groups {
         y += LINE + GAP;
         text(&mut body, 16, y, "row", group.name);
-        let greatest = group.bars.iter().map(|(_, value)| *value).fold(0.0, f64::max);
-        for (client, value) in &group.bars {
+        let greatest = group.bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
+        for bar in &group.bars {
             y += LINE;
-            text(&mut body, 16, y, "", client.name());
+            text(&mut body, 16, y, "", bar.label);
             // One that is too short to be seen would look like one that was not measured.
-            let length = (value / greatest * LONGEST).max(1.0);
+            let length = (bar.value / greatest * LONGEST).max(1.0);
             _ = write!(
                 body,
                 r#"<rect class="{}" x="{BARS_AT}" y="{}" width="{length:.1}" height="14"/>"#,
-                class(*client),
+                class(bar.client),
                 y - 12
             );
-            text(&mut body, BARS_AT + length as usize + 8, y, "", &significant(*value));
+            text(&mut body, BARS_AT + length as usize + 8, y, "", &significant(bar.value));
         }
     }
     y += GAP;
@@ -123,7 +165,7 @@ fn svg(title: &str, groups: &[Group], small_print: &str) -> String {
 fn class(client: Client) -> &'static str {
     match client {
         Client::Ours => "ours",
-        Client::Raw | Client::RawTokio => "raw",
+        Client::Raw | Client::RawTokio | Client::SharedQueue => "raw",
         Client::GoNsq => "go",
         Client::TokioNsq | Client::TokioNsqTuned => "tokio",
     }

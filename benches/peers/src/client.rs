@@ -15,9 +15,13 @@ use tokio::runtime::Runtime;
 
 use crate::job::{Compression, Job, Work};
 use crate::latency::Record;
+use crate::sleep::Sleepers;
 use crate::span::Span;
 use crate::watchdog::Watchdog;
-use crate::{Result, allocations, files, latency, ours, raw, raw_tokio, sleep, system_calls, tokio_peer};
+use crate::{
+    Result, allocations, files, latency, memory, ours, raw, raw_many, raw_tokio, shared_queue, sleep, system_calls,
+    tokio_peer,
+};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
@@ -27,6 +31,8 @@ pub(crate) enum Client {
     Raw,
     /// The same on tokio, for one message in flight.
     RawTokio,
+    /// As many workers as handlers, which take single messages from one queue.
+    SharedQueue,
     /// This crate.
     Ours,
     /// nsqio/go-nsq.
@@ -41,6 +47,7 @@ impl Client {
     pub(crate) const ALL: &[Self] = &[
         Self::Raw,
         Self::RawTokio,
+        Self::SharedQueue,
         Self::Ours,
         Self::GoNsq,
         Self::TokioNsq,
@@ -51,6 +58,7 @@ impl Client {
         match self {
             Self::Raw => "raw",
             Self::RawTokio => "raw on tokio",
+            Self::SharedQueue => "shared queue",
             Self::Ours => "async-nsq",
             Self::GoNsq => "go-nsq",
             Self::TokioNsq => "tokio-nsq",
@@ -122,7 +130,7 @@ pub(crate) struct Counts {
 
 /// Is a client written in Rust, for one measurement.
 pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<Span> {
-    if count_allocations {
+    if count_allocations || matches!(job.work, Work::Idle { .. }) {
         allocations::count();
     }
     let bodies = files::read_bodies(&job.bodies)?;
@@ -131,18 +139,24 @@ pub(crate) fn be(client: Client, job: &Job, count_allocations: bool) -> Result<S
         (Client::Raw, Work::Publish { batch, in_flight }) => {
             raw::publish(job.nsqd, topic, bodies, job.messages / batch as u64, batch, in_flight)
         }
-        (Client::Raw, Work::Consume { max_in_flight }) => raw::consume(job.nsqd, topic, job.messages, max_in_flight),
+        (Client::Raw, Work::Consume { max_in_flight }) => raw_many::consume(job, max_in_flight),
         (
             Client::Raw,
             Work::Latency {
-                rate, max_in_flight, ..
+                rate,
+                max_in_flight,
+                block: None,
+                ..
             },
         ) => {
             let mut record = Record::new(job.messages, rate);
             raw::handle(job.nsqd, topic, max_in_flight, |body| record.handled(body))
         }
-        (Client::Raw, Work::Sleep { .. }) => Err("raw has one thread, which cannot sleep for many".into()),
+        (Client::Raw, Work::Sleep { .. } | Work::Latency { .. } | Work::Idle { .. }) => {
+            Err("raw has one connection and one thread, which cannot sleep and go on".into())
+        }
         (Client::RawTokio, _) => runtime()?.block_on(raw_tokio::be(job.clone(), bodies)),
+        (Client::SharedQueue, _) => runtime()?.block_on(shared_queue::be(job)),
         (Client::Ours, _) => runtime()?.block_on(be_ours(job, bodies)),
         (Client::TokioNsq, _) => runtime()?.block_on(tokio_peer::be(job, bodies, None)),
         (Client::TokioNsqTuned, _) => runtime()?.block_on(tokio_peer::be(job, bodies, Some(Duration::from_millis(1)))),
@@ -181,25 +195,29 @@ async fn be_ours(job: &Job, bodies: &'static [Bytes]) -> Result<Span> {
         Work::Sleep {
             max_in_flight,
             handlers,
+            one_in,
             microseconds,
         } => {
             let builder = consumer(job);
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
             let builder = builder.concurrency(handlers);
-            sleep::consume(builder, job.messages, Duration::from_micros(microseconds)).await
+            let pause = Duration::from_micros(microseconds);
+            sleep::consume(builder, Sleepers::new(job.messages, one_in, pause)).await
         }
         Work::Latency {
             rate,
             max_in_flight,
             output_buffer_timeout,
+            block,
         } => {
             if let Some(timeout) = output_buffer_timeout {
                 connection = connection.output_buffer_timeout(Duration::from_millis(timeout.into()));
             }
             let builder = consumer(job);
             let builder = builder.connection(connection).max_in_flight(max_in_flight);
-            latency::consume(builder, Record::new(job.messages, rate)).await
+            latency::consume(builder, Record::new(job.messages, rate), block).await
         }
+        Work::Idle { .. } => memory::ours(job, connection, bodies).await,
     }
 }
 

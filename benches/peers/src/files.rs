@@ -12,11 +12,14 @@ use crate::{Result, body};
 pub(crate) const BODY_LEN: usize = 200;
 
 /// All lengths that there are bodies of.
-const LENGTHS: [usize; 3] = [20, BODY_LEN, 10_000];
+const LENGTHS: [usize; 4] = [20, BODY_LEN, 10_000, 1_000_000];
 
 /// How many differ. Together they are larger than the window of any compression: a client that repeats them all gives it
 /// nothing to find but what bodies have in common.
 const BODIES: usize = 1000;
+
+/// So many bytes of one length are enough. Each client reads them all.
+const MOST: usize = 10_000_000;
 
 /// Removed when dropped.
 pub(crate) struct Files(TempDir);
@@ -29,7 +32,8 @@ impl Files {
         fs::write(files.key(), issued.signing_key.serialize_pem())?;
         let mut random = fastrand::Rng::with_seed(1);
         for length in LENGTHS {
-            let bodies: Vec<String> = (0..BODIES).map(|_| body::event(&mut random, length)).collect();
+            let count = BODIES.min(MOST / length);
+            let bodies: Vec<String> = (0..count).map(|_| body::event(&mut random, length)).collect();
             fs::write(files.bodies(length), bodies.join("\n"))?;
         }
         Ok(files)

@@ -152,6 +152,7 @@ mod tests {
             peak_kib: 0,
             allocations: 0,
             latency: None,
+            memory: None,
         }
     }
 

@@ -30,10 +30,11 @@ pub(crate) enum Work {
     Publish { batch: usize, in_flight: u32 },
     /// Consuming what is queued.
     Consume { max_in_flight: u32 },
-    /// Consuming what is queued with handlers that sleep, so many at once.
+    /// Consuming what is queued, with so many handlers at once, which sleep at one message in so many.
     Sleep {
         max_in_flight: u32,
         handlers: u32,
+        one_in: u64,
         microseconds: u64,
     },
     /// Consuming what is published meanwhile, so many messages a second.
@@ -42,6 +43,16 @@ pub(crate) enum Work {
         max_in_flight: u32,
         /// In milliseconds. The client's default if there is none.
         output_buffer_timeout: Option<u32>,
+        /// For how many milliseconds one handler blocks its thread. Then all other messages are timed.
+        block: Option<u64>,
+    },
+    /// Having connections with nothing to do, before and after so many messages to each at once. A consumer for each topic,
+    /// with so many handlers.
+    Idle {
+        handlers: u32,
+        burst: u32,
+        /// In milliseconds.
+        heartbeat_interval: u64,
     },
 }
 
@@ -57,8 +68,15 @@ pub(crate) enum Compression {
 impl Job {
     /// All nsqds, as clients want their addresses.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = String> {
-        std::iter::once(&self.nsqd)
-            .chain(&self.other_nsqds)
-            .map(ToString::to_string)
+        self.nsqds().map(|nsqd| nsqd.to_string())
+    }
+
+    pub(crate) fn nsqds(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.nsqd).chain(self.other_nsqds.iter().copied())
+    }
+
+    /// One to each nsqd, for each topic that has a consumer.
+    pub(crate) fn connections(&self) -> u64 {
+        (self.topics.len() * self.nsqds().count()) as u64
     }
 }

@@ -3,13 +3,14 @@
 //! The harness publishes at a steady rate over a plain socket while the client at work is a consumer in a process of its
 //! own. Each body begins with the time of its write, on the clock that all processes share: nanoseconds since 1970, eight
 //! bytes, most significant first.
+//!
+//! If one handler is to block its thread meanwhile, it is all other messages that are timed.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,6 +33,7 @@ pub(crate) struct Latency {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
+    pub(crate) max: f64,
 }
 
 /// Publishes until it is stopped.
@@ -117,7 +119,7 @@ impl Record {
             let span = clock.stop(self.messages);
             self.nanoseconds.sort_unstable();
             let at = |part: f64| {
-                let index = (self.nanoseconds.len() as f64 * part) as usize;
+                let index = ((self.nanoseconds.len() - 1) as f64 * part) as usize;
                 self.nanoseconds.get(index).copied().unwrap_or(0) as f64 / 1e3
             };
             Span {
@@ -125,6 +127,7 @@ impl Record {
                     p50: at(0.5),
                     p99: at(0.99),
                     p999: at(0.999),
+                    max: at(1.0),
                 }),
                 ..span
             }
@@ -132,15 +135,51 @@ impl Record {
     }
 }
 
+/// What the handlers of a client on tokio share.
+pub(crate) struct Handling {
+    record: Mutex<Record>,
+    /// How long the first one after the warm-up blocks its thread, as one does that calls a library without futures. Its
+    /// own message is not noted.
+    block: Option<Duration>,
+    blocked: AtomicBool,
+    done: mpsc::Sender<Span>,
+}
+
+impl Handling {
+    /// With a handler that blocks for so many milliseconds, if there is to be one. Also returns where the span will come.
+    pub(crate) fn new(record: Record, block: Option<u64>) -> (Arc<Self>, mpsc::Receiver<Span>) {
+        let (done, spans) = mpsc::channel(1);
+        let handling = Self {
+            record: Mutex::new(record),
+            block: block.map(Duration::from_millis),
+            blocked: AtomicBool::new(false),
+            done,
+        };
+        (Arc::new(handling), spans)
+    }
+
+    /// What the handler of a message does.
+    pub(crate) fn handle(&self, body: &[u8]) {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = self
+            .block
+            .filter(|_| record.warm_up == 0 && !self.blocked.swap(true, Ordering::Relaxed))
+        {
+            drop(record);
+            sleep(block);
+        } else if let Some(span) = record.handled(body) {
+            // It is once in a run that there is a span.
+            _ = self.done.try_send(span);
+        }
+    }
+}
+
 /// This crate as the consumer.
-pub(crate) async fn consume(builder: ConsumerBuilder, record: Record) -> Result<Span> {
-    let record = Arc::new(Mutex::new(record));
-    let (sender, mut spans) = mpsc::channel(1);
+pub(crate) async fn consume(builder: ConsumerBuilder, record: Record, block: Option<u64>) -> Result<Span> {
+    let (handling, mut spans) = Handling::new(record, block);
     let consumer = builder
         .start(move |message: Message| {
-            let span = record.lock().map_or(None, |mut record| record.handled(message.body()));
-            // It is once in a run that there is a span.
-            _ = span.map(|span| sender.try_send(span));
+            handling.handle(message.body());
             async { Ok::<(), Infallible>(()) }
         })
         .await?;

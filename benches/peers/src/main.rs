@@ -14,13 +14,17 @@ mod gate;
 mod job;
 mod latency;
 mod machine;
+mod memory;
 #[path = "../../nsqd/ours.rs"]
 mod ours;
 #[path = "../../nsqd/raw.rs"]
 mod raw;
+mod raw_broker;
+mod raw_many;
 mod raw_tokio;
 mod report;
 mod rows;
+mod shared_queue;
 mod sleep;
 mod span;
 mod stage;
@@ -31,18 +35,21 @@ mod watchdog;
 
 use std::error::Error;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
 use broker::Nsqd;
-use client::{Client, Counts};
+use client::Client;
 use files::Files;
 use job::{Job, Work};
 use latency::Publisher;
 use machine::Machine;
 use report::{Measured, Report, Runs};
 use rows::Row;
+use stage::Stage;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -52,12 +59,12 @@ const LARGE_BUFFER_FROM: u32 = 301;
 /// Measures async-nsq next to other NSQ clients on a real nsqd.
 #[derive(Parser)]
 struct Options {
-    /// 3 rounds, with a third of the messages each.
+    /// 3 rounds if `--rounds` does not say otherwise, with a third of the messages each.
     #[arg(long)]
     quick: bool,
-    /// How often each row is measured; the table shows medians.
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    /// How often each row is measured, 7 times if not said; the table shows medians.
+    #[arg(long)]
+    rounds: Option<NonZeroUsize>,
     /// Only rows with one of these ids. What is no id is the beginning of some.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
@@ -85,21 +92,31 @@ enum Role {
         #[arg(long)]
         count_allocations: bool,
     },
+    /// Is a raw broker of so many nodes, until its input ends.
+    #[command(hide = true)]
+    Broker { bodies: PathBuf, nodes: usize },
 }
 
 fn main() -> Result<()> {
     let mut options = Options::parse();
-    if let Some(Role::Client {
-        client,
-        job,
-        count_allocations,
-    }) = options.role
-    {
-        let job: Job = serde_json::from_str(&job)?;
-        let span = client::be(client, &job, count_allocations)?;
-        println!("{}", serde_json::to_string(&span)?);
-        return Ok(());
+    match options.role.take() {
+        None => compare(options),
+        Some(Role::Broker { bodies, nodes }) => raw_broker::run(&bodies, nodes),
+        Some(Role::Client {
+            client,
+            job,
+            count_allocations,
+        }) => {
+            let job: Job = serde_json::from_str(&job)?;
+            let span = client::be(client, &job, count_allocations)?;
+            println!("{}", serde_json::to_string(&span)?);
+            Ok(())
+        }
     }
+}
+
+/// Measures all rows and clients that are wanted, and writes what there is to say.
+fn compare(mut options: Options) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     let Some(program) = broker::find(&root) else {
         return Err("nsqd not found: tests/interop/install-brokers.sh builds it into target/brokers".into());
@@ -116,17 +133,23 @@ fn main() -> Result<()> {
     let key = format!("--tls-key={}", files.key().display());
     let bench = Bench {
         nsqds: start_nsqds(&program, &rows, &[certificate, key])?,
+        small_nsqds: start_small_nsqds(&program, &rows)?,
         files,
         go: client::build_go(&root)?,
         clients: options.clients,
-        rounds: if options.quick { 3 } else { options.rounds },
+        rounds: options
+            .rounds
+            .map_or(if options.quick { 3 } else { 7 }, NonZeroUsize::get),
         share: if options.quick { 3 } else { 1 },
     };
-    let report = Report {
+    let mut report = Report {
         machine: Machine::describe(&program),
         rounds: bench.rounds,
-        rows: rows.into_iter().map(|row| bench.row(row)).collect::<Result<_>>()?,
+        rows: Vec::new(),
     };
+    for rows in rows.chunk_by(|one, next| one.growth.is_some() && next.growth.is_some()) {
+        report.rows.extend(bench.measure(rows)?);
+    }
     let table = report.markdown();
     println!("{table}");
     if options.gate {
@@ -146,7 +169,8 @@ fn main() -> Result<()> {
 }
 
 fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<Nsqd>> {
-    let count = rows.iter().map(|row| row.nsqds).max().unwrap_or(1);
+    let on_nsqd = rows.iter().filter(|row| !row.raw_broker);
+    let count = on_nsqd.map(|row| row.nodes).max().unwrap_or(1);
     let mut nsqds = vec![Nsqd::start(program, options)?];
     while nsqds.len() < count {
         // nsqd takes the memory for all places of a queue at once. The last of two such options counts.
@@ -155,10 +179,20 @@ fn start_nsqds(program: &Path, rows: &[&Row], options: &[String]) -> Result<Vec<
     Ok(nsqds)
 }
 
+/// nsqds for rows with so many topics that large queues for all of them would not fit.
+fn start_small_nsqds(program: &Path, rows: &[&Row]) -> Result<Vec<Nsqd>> {
+    let rows = rows.iter().filter(|row| row.is_idle());
+    let count = rows.map(|row| row.nodes).max().unwrap_or(0);
+    let start = || Nsqd::start(program, &["--mem-queue-size=1000".into()]);
+    (0..count).map(|_| start()).collect()
+}
+
 /// What all measurements share.
 struct Bench {
     /// As many as the row with most of them wants. All but the first have little memory.
     nsqds: Vec<Nsqd>,
+    /// Likewise, for the rows with many topics.
+    small_nsqds: Vec<Nsqd>,
     files: Files,
     go: PathBuf,
     /// Only these, or all if there are none.
@@ -169,41 +203,42 @@ struct Bench {
 }
 
 impl Bench {
-    fn row(&self, row: &Row) -> Result<Measured> {
-        eprintln!("{}", row.name);
-        let wanted = |client: &Client| self.clients.is_empty() || self.clients.contains(client);
-        let clients: Vec<Client> = row.clients.iter().copied().filter(wanted).collect();
-        let mut spans = vec![Vec::new(); clients.len()];
-        for round in 0..self.rounds {
+    /// Measures rows that are compared with each other, or one. All their clients take turns.
+    fn measure(&self, rows: &[&Row]) -> Result<Vec<Measured>> {
+        let wanted = |client: &&Client| self.clients.is_empty() || self.clients.contains(client);
+        let clients = |row: &Row| row.clients.iter().filter(wanted).copied().map(Runs::new).collect();
+        let mut measured: Vec<Measured> = rows.iter().map(|row| Measured::new(row, clients(row))).collect();
+        let places = |(row, measured): (usize, &Measured)| (0..measured.clients.len()).map(move |client| (row, client));
+        let places: Vec<(usize, usize)> = measured.iter().enumerate().flat_map(places).collect();
+        // The same for all of them.
+        let rounds = rows.first().map_or(0, |row| row.rounds(self.rounds));
+        let started = Instant::now();
+        for round in 0..rounds {
             // By turns who goes first, so that nobody always finds another's leavings.
-            for turn in 0..clients.len() {
-                let index = (turn + round) % clients.len();
-                let client = clients[index];
-                spans[index].push(self.once(row, client, |job| client.measure(job, &self.go))?);
+            for turn in 0..places.len() {
+                let (row, client) = places[(turn + round) % places.len()];
+                let runs = &mut measured[row].clients[client];
+                let span = self.once(rows[row], runs.client, |job| runs.client.measure(job, &self.go))?;
+                runs.spans.push(span);
             }
         }
-        let clients = clients.iter().zip(spans).map(|(client, spans)| {
-            let counts = match row.work {
-                // Counting would delay what is timed, and at a rate that is given both depend on each other.
-                Work::Latency { .. } => Counts::default(),
-                _ => self.once(row, *client, |job| client.count(job, &self.go))?,
-            };
-            Ok(Runs {
-                client: *client,
-                spans,
-                counts,
-            })
-        });
-        Ok(Measured {
-            id: row.id,
-            name: row.name,
-            clients: clients.collect::<Result<_>>()?,
-        })
+        for (row, client) in places {
+            // Counting would delay what is timed, and at a rate that is given both depend on each other.
+            if !matches!(rows[row].work, Work::Latency { .. } | Work::Idle { .. }) {
+                let runs = &mut measured[row].clients[client];
+                runs.counts = self.once(rows[row], runs.client, |job| runs.client.count(job, &self.go))?;
+            }
+        }
+        let names: Vec<&str> = rows.iter().map(|row| row.name).collect();
+        eprintln!("{:3.0} s: {}", started.elapsed().as_secs_f64(), names.join("; "));
+        Ok(measured)
     }
 
     /// Measures one client once, on topics of its own.
     fn once<T>(&self, row: &Row, client: Client, measure: impl FnOnce(&Job) -> Result<T>) -> Result<T> {
-        let job = stage::set(&self.nsqds, &self.files, row, client, self.share)?;
+        let nsqds = if row.is_idle() { &self.small_nsqds } else { &self.nsqds };
+        let stage = Stage::set(nsqds, &self.files, row, client, self.share)?;
+        let job = &stage.job;
         let publisher = match job.work {
             Work::Latency { rate, .. } => {
                 let body = files::read_bodies(&job.bodies)?[0].to_vec();
@@ -211,9 +246,9 @@ impl Bench {
             }
             _ => None,
         };
-        let measured = measure(&job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
+        let measured = measure(job).map_err(|error| format!("{}, {client}: {error}", row.name))?;
         publisher.map_or(Ok(()), Publisher::stop)?;
-        stage::strike(&self.nsqds, row, &job)?;
+        stage.strike()?;
         Ok(measured)
     }
 }

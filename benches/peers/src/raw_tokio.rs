@@ -6,9 +6,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::Result;
 use crate::job::{Job, Work};
 use crate::span::{Clock, Span};
+use crate::{Result, raw};
 
 pub(crate) async fn be(job: Job, bodies: &'static [Bytes]) -> Result<Span> {
     // A task, since what the runtime blocks on is driven by no worker.
@@ -29,7 +29,7 @@ async fn publish(job: &Job, bodies: &[Bytes], batch: usize) -> Result<Span> {
         1 => protocol::command::publish(&mut command, topic, &bodies[0]),
         _ => protocol::command::publish_many(&mut command, topic, bodies.iter().take(batch).map(Bytes::as_ref)),
     }
-    let mut connection = Connection::open(job).await?;
+    let mut connection = Connection::open(job, &raw::request(1)).await?;
     // The first creates the topic.
     connection.ask(&command).await?;
     let calls = job.messages / batch as u64;
@@ -41,7 +41,7 @@ async fn publish(job: &Job, bodies: &[Bytes], batch: usize) -> Result<Span> {
 }
 
 async fn consume(job: &Job) -> Result<Span> {
-    let mut connection = Connection::open(job).await?;
+    let mut connection = Connection::open(job, &raw::request(1)).await?;
     connection
         .ask(format!("SUB {} bench\n", job.topics[0]).as_bytes())
         .await?;
@@ -57,31 +57,32 @@ async fn consume(job: &Job) -> Result<Span> {
     Ok(clock.ok_or("nothing to consume")?.stop(job.messages))
 }
 
-struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     buffer: BytesMut,
 }
 
 impl Connection {
-    async fn open(job: &Job) -> Result<Self> {
+    pub(crate) async fn open(job: &Job, request: &IdentifyRequest) -> Result<Self> {
         let stream = TcpStream::connect(job.nsqd).await?;
         stream.set_nodelay(true)?;
         let mut connection = Self {
             stream,
-            buffer: BytesMut::with_capacity(64 * 1024),
+            buffer: BytesMut::with_capacity(raw::READ),
         };
         let mut out = BytesMut::from(&protocol::MAGIC[..]);
-        let request = IdentifyRequest {
-            output_buffer_timeout: Some(25),
-            ..IdentifyRequest::default()
-        };
         protocol::command::identify(&mut out, &request.to_json());
         connection.ask(&out).await?;
         Ok(connection)
     }
 
+    /// The socket, and what is read and not yet looked at.
+    pub(crate) fn into_parts(self) -> (TcpStream, BytesMut) {
+        (self.stream, self.buffer)
+    }
+
     /// Sends a command and waits for its answer.
-    async fn ask(&mut self, command: &[u8]) -> Result<()> {
+    pub(crate) async fn ask(&mut self, command: &[u8]) -> Result<()> {
         self.stream.write_all(command).await?;
         self.frame(0).await.map(drop)
     }

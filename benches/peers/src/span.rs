@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allocations;
 use crate::latency::Latency;
+use crate::memory::Memory;
 
 /// A clock that has been started: the wall's, and what this process has used.
 #[derive(Clone, Copy)]
@@ -36,6 +37,9 @@ pub(crate) struct Span {
     /// From publishing to handling, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) latency: Option<Latency>,
+    /// Where that was the question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<Memory>,
 }
 
 impl Clock {
@@ -63,15 +67,17 @@ impl Clock {
             cpu_seconds: microseconds as f64 / 1e6,
             switches: passed(|usage| usage.voluntary_context_switches() + usage.involuntary_context_switches()),
             allocations: allocations::counted() - self.allocations,
-            peak_kib: peak_kib().unwrap_or(0),
+            // That of `getrusage` may be the launching process's.
+            peak_kib: status_kib("VmHWM:").unwrap_or(0),
             latency: None,
+            memory: None,
         }
     }
 }
 
-/// Of this program alone. That of `getrusage` may be the launching process's.
-fn peak_kib() -> Option<u64> {
+/// What the system says of this program's memory.
+pub(crate) fn status_kib(name: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }

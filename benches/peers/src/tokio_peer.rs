@@ -3,21 +3,25 @@
 //! Its producer is one handle that nobody can share: "so many callers" are here so many publishes that wait for their
 //! acknowledgement. It writes when 8 KB have gathered or its timer fires.
 
+use std::error::Error;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio_nsq::{
-    NSQChannel, NSQConfigShared, NSQConsumerConfig, NSQConsumerConfigSources, NSQEvent, NSQProducer, NSQProducerConfig,
-    NSQTopic,
+    NSQChannel, NSQConfigShared, NSQConsumer, NSQConsumerConfig, NSQConsumerConfigSources, NSQEvent, NSQProducer,
+    NSQProducerConfig, NSQTopic,
 };
 
-use crate::Result;
 use crate::job::{Job, Work};
+use crate::sleep::Sleepers;
 use crate::span::{Clock, Span};
+use crate::{Result, memory};
 
 /// Does the job, with the timer's interval if it is not the default.
-pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Duration>) -> Result<Span> {
+pub(crate) async fn be(job: &Job, bodies: &'static [Bytes], flush_interval: Option<Duration>) -> Result<Span> {
     let shared = NSQConfigShared::new();
     let shared = match flush_interval {
         Some(interval) => shared.set_flush_interval(interval),
@@ -26,7 +30,26 @@ pub(crate) async fn be(job: &Job, bodies: &[Bytes], flush_interval: Option<Durat
     match job.work {
         Work::Publish { batch, in_flight } => publish(job, shared, bodies, batch, in_flight).await,
         Work::Consume { max_in_flight } => consume(job, shared, max_in_flight).await,
-        Work::Sleep { .. } | Work::Latency { .. } => Err("tokio-nsq has no handlers, nor these settings".into()),
+        Work::Sleep {
+            max_in_flight,
+            handlers,
+            one_in,
+            microseconds,
+        } => {
+            let sleepers = Sleepers::new(job.messages, one_in, Duration::from_micros(microseconds));
+            let consumer = consumer(job, (&job.topics[0], "bench"), shared, max_in_flight)?;
+            let shared = Arc::clone(&sleepers);
+            let spawning = spawn_each(consumer, handlers, move || {
+                let shared = Arc::clone(&shared);
+                async move { shared.handle().await }
+            });
+            tokio::select! {
+                span = sleepers.done() => Ok(span),
+                ended = spawning => Err(ended),
+            }
+        }
+        Work::Latency { .. } => Err("tokio-nsq has no such settings".into()),
+        Work::Idle { .. } => memory::tokio_nsq(job, &shared, bodies).await,
     }
 }
 
@@ -83,15 +106,24 @@ async fn acknowledged(producer: &mut NSQProducer) -> Result<()> {
     }
 }
 
-/// Takes messages and finishes them. The clock runs from the first message on.
-async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Result<Span> {
-    let topic = NSQTopic::new(&job.topics[0]).ok_or("not a topic")?;
-    let channel = NSQChannel::new("bench").ok_or("not a channel")?;
-    let mut consumer = NSQConsumerConfig::new(topic, channel)
+pub(crate) fn consumer(
+    job: &Job,
+    (topic, channel): (&str, &str),
+    shared: NSQConfigShared,
+    max_in_flight: u32,
+) -> Result<NSQConsumer> {
+    let topic = NSQTopic::new(topic).ok_or("not a topic")?;
+    let channel = NSQChannel::new(channel).ok_or("not a channel")?;
+    Ok(NSQConsumerConfig::new(topic, channel)
         .set_sources(NSQConsumerConfigSources::Daemons(job.addresses().collect()))
         .set_max_in_flight(max_in_flight)
         .set_shared(shared)
-        .build();
+        .build())
+}
+
+/// Takes messages and finishes them. The clock runs from the first message on.
+async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Result<Span> {
+    let mut consumer = consumer(job, (&job.topics[0], "bench"), shared, max_in_flight)?;
     let mut clock = None;
     for _ in 0..job.messages {
         let message = consumer.consume_filtered().await.ok_or("no more messages")?;
@@ -100,4 +132,29 @@ async fn consume(job: &Job, shared: NSQConfigShared, max_in_flight: u32) -> Resu
     }
     let clock = clock.ok_or("nothing to consume")?;
     Ok(clock.stop(job.messages))
+}
+
+/// Handles each message in a task of its own, so many at once, as a service has to with a client that has no handlers.
+/// Returns only when there are no more messages, which should not happen.
+async fn spawn_each<F>(
+    mut consumer: NSQConsumer,
+    handlers: u32,
+    handler: impl Fn() -> F + Clone + Send + 'static,
+) -> Box<dyn Error + Send + Sync>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(handlers as usize));
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let Some(message) = consumer.consume_filtered().await else {
+            break;
+        };
+        let handler = handler.clone();
+        tokio::spawn(async move {
+            handler().await;
+            message.finish().await;
+            drop(permit);
+        });
+    }
+    "no more messages".into()
 }
