@@ -87,6 +87,8 @@ pub(crate) struct Driver<R> {
     // One flag however many heartbeats arrive, and it stands until there is room to write: a peer cannot make the
     // answers pile up.
     owes_nop: bool,
+    // A heartbeat was among what was read last.
+    heartbeat: bool,
     finished: bool,
     // A write has failed: what is read from here on are the peer's last words.
     dying: bool,
@@ -108,6 +110,7 @@ impl<R: Role> Driver<R> {
             write: WriteBuffer::default(),
             needs_flush: false,
             owes_nop: false,
+            heartbeat: false,
             finished: false,
             dying: false,
             liveness: Liveness::new(connection.heartbeat_interval),
@@ -240,7 +243,7 @@ impl<R: Role> Driver<R> {
         self.liveness.handle_read();
         self.read.handle_read(count, room);
         self.hand_over()?;
-        if self.read.shrink() {
+        if std::mem::take(&mut self.heartbeat) && self.read.handle_heartbeat() {
             self.write.shrink();
             self.role.shrink();
         }
@@ -262,7 +265,7 @@ impl<R: Role> Driver<R> {
                 Frame::Message(message) => self.role.handle_message(message)?,
                 Frame::Response(data) if data == protocol::HEARTBEAT => {
                     tracing::trace!(nsqd = %self.address, "heartbeat");
-                    self.owes_nop = true;
+                    (self.owes_nop, self.heartbeat) = (true, true);
                 }
                 Frame::Response(data) => self.role.handle_response(data)?,
                 Frame::Error(text) => {

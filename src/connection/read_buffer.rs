@@ -9,18 +9,17 @@ const LARGEST: usize = 64 * 1024;
 /// buffers be allocated, which is theirs to bound.
 const SPARES: usize = 4;
 
-/// After this many reads in a row that brought little, the buffer shrinks. nsqd's heartbeats alone reach it.
-const SMALL_READS: u8 = 3;
-
 /// A read buffer whose allocations are used again once all messages sliced from them are gone.
 ///
-/// The size doubles when a read fills the buffer and falls back to the smallest after [`SMALL_READS`] small reads, so
-/// a busy connection reads hundreds of messages with one system call and an idle one holds 8 KiB.
+/// The size doubles when a read fills the buffer, and falls back to the smallest once so little comes between two of nsqd's
+/// heartbeats that the smallest would do. So a busy connection reads hundreds of messages with one system call and an
+/// idle one holds 8 KiB. (A few small reads in a row say nothing: they come under full load, too.)
 #[derive(Debug)]
 pub(super) struct ReadBuffer {
     current: BytesMut,
     size: usize,
-    small_reads: u8,
+    /// What has come since the last heartbeat.
+    read: usize,
     spares: Vec<BytesMut>,
 }
 
@@ -30,7 +29,7 @@ impl ReadBuffer {
         Self {
             current: unread,
             size: SMALLEST,
-            small_reads: 0,
+            read: 0,
             spares: Vec::new(),
         }
     }
@@ -70,27 +69,22 @@ impl ReadBuffer {
 
     /// Adapts the size to a read of `count` bytes that had room for `room`.
     pub(super) fn handle_read(&mut self, count: usize, room: usize) {
-        if count >= room {
-            self.small_reads = 0;
-            if self.size < LARGEST {
-                self.size *= 2;
-                // They are of the old size.
-                self.spares.clear();
-            }
-        } else if count < self.size / 8 {
-            self.small_reads = self.small_reads.saturating_add(1);
-        } else {
-            self.small_reads = 0;
+        self.read = self.read.saturating_add(count);
+        if count >= room && self.size < LARGEST {
+            self.size *= 2;
+            // They are of the old size.
+            self.spares.clear();
         }
     }
 
-    /// Falls back to the smallest size if the connection has gone quiet. Returns whether it did.
-    pub(super) fn shrink(&mut self) -> bool {
-        if self.small_reads < SMALL_READS || self.size == SMALLEST || !self.current.is_empty() {
-            return false;
+    /// A heartbeat has come. Falls back to the smallest size if nearly nothing else has since the last one. Returns
+    /// whether the connection is that quiet.
+    pub(super) fn handle_heartbeat(&mut self) -> bool {
+        let quiet = std::mem::take(&mut self.read) < SMALLEST && self.current.is_empty();
+        if quiet && self.size > SMALLEST {
+            *self = Self::new(BytesMut::new());
         }
-        *self = Self::new(BytesMut::new());
-        true
+        quiet
     }
 }
 
@@ -107,18 +101,19 @@ mod tests {
     }
 
     #[test]
-    fn full_reads_grow_it_and_small_ones_shrink_it() {
+    fn full_reads_grow_it_and_a_quiet_heartbeat_interval_shrinks_it() {
         let mut buffer = ReadBuffer::new(BytesMut::new());
         for _ in 0..8 {
             fill(&mut buffer);
             buffer.bytes().clear();
         }
         assert_eq!(buffer.size, LARGEST);
-        for _ in 0..SMALL_READS {
-            assert!(!buffer.shrink());
+        assert!(!buffer.handle_heartbeat(), "it was busy before this one");
+        for _ in 0..100 {
             buffer.handle_read(15, 1000);
         }
-        assert!(buffer.shrink());
+        assert_eq!(buffer.size, LARGEST);
+        assert!(buffer.handle_heartbeat());
         buffer.make_room(0);
         assert!(buffer.bytes().capacity() <= 2 * SMALLEST);
     }

@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bytes::Bytes;
+
 use super::pipeline::{Entry, Payload};
 use crate::connection::WriteBuffer;
 use crate::name::Topic;
@@ -13,9 +15,20 @@ use crate::protocol::command;
 /// The largest batch in bytes. Larger ones are no cheaper for nsqd and make each caller in it wait longer.
 pub(super) const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
+/// How many bytes of bodies leave together, unless one publish alone has more. More would wait in the connection's buffer
+/// instead of the queue, where a publish can still be taken back.
+pub(super) const MAX_TURN_BYTES: usize = 1024 * 1024;
+
 /// How many turns may be unanswered. One would leave a connection with delay empty for a round trip; with more, each
 /// batch would be smaller.
 pub(super) const MAX_UNANSWERED_TURNS: usize = 2;
+
+/// From so many publishes on, a batch leaves in two halves if nothing else is on its way: nsqd stores the second half while
+/// the callers of the first come back with their next publishes. In one piece, nsqd and the callers would take turns.
+const WORTH_HALVING: usize = 32;
+
+/// In place of what cannot be in a batch.
+static NO_BODY: Bytes = Bytes::new();
 
 /// What bounds and shapes the commands of a producer.
 #[derive(Clone, Debug)]
@@ -84,7 +97,9 @@ impl Turns {
             // Stable, so that a topic's messages stay in order.
             turn.entries.sort_by_key(|entry| entry.group);
         }
-        for command in turn.entries.chunk_by(|a, b| a.group == b.group) {
+        let most = self.most_in_a_command(&turn.entries);
+        let groups = turn.entries.chunk_by(|a, b| a.group == b.group);
+        for command in groups.flat_map(|group| group.chunks(most)) {
             let messages = encode_command(command, encoding, out);
             sent.0 += usize::from(messages > 0);
             sent.1 += messages;
@@ -95,6 +110,17 @@ impl Turns {
         }
         self.unanswered.push_back(turn);
         sent
+    }
+
+    /// How many entries one command may carry of those that leave together, sorted by group.
+    fn most_in_a_command(&self, entries: &[Entry]) -> usize {
+        // Several groups are answered one after the other, which is as good.
+        let is_one_group = entries.first().map(|entry| entry.group) == entries.last().map(|entry| entry.group);
+        if self.unanswered.is_empty() && is_one_group && entries.len() >= WORTH_HALVING {
+            entries.len().div_ceil(2)
+        } else {
+            usize::MAX
+        }
     }
 
     /// An answer has come: hands the entries of the oldest command to `resolve`. `None` if no answer is awaited.
@@ -175,29 +201,37 @@ impl Turns {
 
 /// Returns how many messages the command carries.
 fn encode_command(entries: &[Entry], encoding: &Encoding, out: &mut WriteBuffer) -> usize {
-    let out = out.bytes();
     let Some(first) = entries.first() else { return 0 };
     let topic = first.topic.as_ref().map_or("", Topic::as_str);
     match (&first.payload, entries.len()) {
-        (Payload::One(body), 1) => command::publish(out, topic, body),
+        (Payload::One(body), 1) => {
+            command::publish_line(out.bytes(), topic);
+            out.put_body(body);
+        }
         (Payload::One(_), _) => {
             let bodies = entries.iter().map(|entry| match &entry.payload {
-                Payload::One(body) => &body[..],
-                _ => &[],
+                Payload::One(body) => body,
+                _ => &NO_BODY,
             });
-            command::publish_many(out, topic, bodies);
+            put_many(out, topic, bodies);
         }
-        (Payload::Many(bodies), _) => command::publish_many(out, topic, bodies.iter().map(|body| &body[..])),
+        (Payload::Many(bodies), _) => put_many(out, topic, bodies.iter()),
         (Payload::Deferred { delay, body }, _) => {
-            command::publish_deferred(out, topic, ceil_millis(*delay), body);
+            command::publish_deferred_line(out.bytes(), topic, ceil_millis(*delay));
+            out.put_body(body);
         }
-        (Payload::Ping, _) => command::identify(out, &encoding.ping),
+        (Payload::Ping, _) => command::identify(out.bytes(), &encoding.ping),
         (Payload::Gone, _) => {}
     }
     match &first.payload {
         Payload::One(_) => entries.len(),
         other => other.messages(),
     }
+}
+
+fn put_many<'a>(out: &mut WriteBuffer, topic: &str, bodies: impl ExactSizeIterator<Item = &'a Bytes> + Clone) {
+    command::publish_many_line(out.bytes(), topic, bodies.clone().map(Bytes::len));
+    bodies.for_each(|body| out.put_body(body));
 }
 
 /// nsqd counts in milliseconds; a delay is never shortened.

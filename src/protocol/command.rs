@@ -29,28 +29,44 @@ pub fn sub(out: &mut BytesMut, topic: &str, channel: &str) {
 
 /// `PUB`: publishes one message.
 pub fn publish(out: &mut BytesMut, topic: &str, body: &[u8]) {
-    put_line(out, b"PUB ", &[topic.as_bytes()]);
+    publish_line(out, topic);
     put_body(out, body);
+}
+
+/// All of a `PUB` that comes before the body.
+pub(crate) fn publish_line(out: &mut BytesMut, topic: &str) {
+    put_line(out, b"PUB ", &[topic.as_bytes()]);
 }
 
 /// `DPUB`: publishes one message that nsqd delivers after `delay_ms` milliseconds.
 pub fn publish_deferred(out: &mut BytesMut, topic: &str, delay_ms: u64, body: &[u8]) {
+    publish_deferred_line(out, topic, delay_ms);
+    put_body(out, body);
+}
+
+/// All of a `DPUB` that comes before the body.
+pub(crate) fn publish_deferred_line(out: &mut BytesMut, topic: &str, delay_ms: u64) {
     out.put_slice(b"DPUB ");
     out.put_slice(topic.as_bytes());
     out.put_u8(b' ');
     put_number(out, delay_ms);
     out.put_u8(b'\n');
-    put_body(out, body);
 }
 
 /// `MPUB`: publishes all bodies or none.
 pub fn publish_many<'a>(out: &mut BytesMut, topic: &str, bodies: impl ExactSizeIterator<Item = &'a [u8]> + Clone) {
-    put_line(out, b"MPUB ", &[topic.as_bytes()]);
-    out.put_u32(mpub_body_len(bodies.clone().map(<[u8]>::len)) as u32);
-    out.put_u32(bodies.len() as u32);
+    publish_many_line(out, topic, bodies.clone().map(<[u8]>::len));
     for body in bodies {
         put_body(out, body);
     }
+}
+
+/// All of an `MPUB` of messages with these lengths that comes before the bodies.
+pub(crate) fn publish_many_line(out: &mut BytesMut, topic: &str, lens: impl ExactSizeIterator<Item = usize>) {
+    put_line(out, b"MPUB ", &[topic.as_bytes()]);
+    let count = lens.len() as u32;
+    out.put_u32(mpub_body_len(lens) as u32);
+    out.put_u32(count);
 }
 
 /// The length of the body of an [`MPUB`](publish_many) of messages with these lengths: what nsqd's `max-body-size`

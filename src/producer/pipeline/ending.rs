@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::room::Cost;
 use super::state::{Owner, Slot};
-use super::{Entry, Payload, Pipeline, Step};
+use super::{Entry, Pipeline, Step};
 use crate::error::{Error, ErrorKind};
 use crate::producer::node::Leftover;
 use crate::producer::phase::Phase;
@@ -69,7 +69,7 @@ impl Pipeline {
         let state = &mut *guard;
         let mut failed = Leftover::default();
         for entry in std::mem::take(&mut state.queue) {
-            if !matches!(entry.payload, Payload::Gone) {
+            if entry.is_live() {
                 let error = state.entry_not_sent(&entry, reason);
                 if state.slots[entry.slot].may_have_arrived {
                     failed.unknown += 1;

@@ -103,6 +103,10 @@ impl Entry {
         self.payload.step()
     }
 
+    pub(super) fn is_live(&self) -> bool {
+        !matches!(self.payload, Payload::Gone)
+    }
+
     /// Takes it away and leaves what only keeps its place.
     fn leave_gone(&mut self) -> Self {
         let gone = Self {
@@ -428,7 +432,8 @@ impl Pipeline {
         waiting
     }
 
-    /// Moves all waiting entries to `entries`, which is empty. With fewer than `expected` of them, nothing is moved.
+    /// Moves waiting entries to `entries`, which is empty: as many as one turn may carry. With fewer than `expected` of
+    /// them, nothing is moved.
     pub(super) fn take(&self, expected: usize, entries: &mut Vec<Entry>, cx: &Context<'_>) -> Taken {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -453,14 +458,7 @@ impl Pipeline {
         } else if live < expected {
             return Taken::FewerThanExpected;
         }
-        entries.extend(
-            state
-                .queue
-                .drain(..)
-                .filter(|entry| !matches!(entry.payload, Payload::Gone)),
-        );
-        state.taken += entries.len();
-        state.nothing_waits();
+        state.take(entries);
         Taken::Entries
     }
 

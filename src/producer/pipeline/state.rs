@@ -11,6 +11,7 @@ use super::flush::Generations;
 use super::room::{Cost, Room};
 use super::{Entry, Left, Payload};
 use crate::error::{Error, ErrorKind, Result, Step};
+use crate::producer::batch::MAX_TURN_BYTES;
 use crate::producer::detached::PublishFailure;
 use crate::producer::limits::Learnt;
 use crate::producer::linger::Waiting;
@@ -208,6 +209,37 @@ impl State {
         left
     }
 
+    /// Moves to `entries`, which is empty, what comes first, up to what one turn may carry. There is something.
+    pub(super) fn take(&mut self, entries: &mut Vec<Entry>) {
+        if self.waiting_bytes <= MAX_TURN_BYTES {
+            entries.extend(self.queue.drain(..).filter(Entry::is_live));
+            self.nothing_waits();
+        } else {
+            self.take_some(entries);
+        }
+        self.taken += entries.len();
+    }
+
+    fn take_some(&mut self, entries: &mut Vec<Entry>) {
+        let mut bytes = 0;
+        while let Some(entry) = self.queue.front() {
+            let size = entry.payload.size();
+            if !entries.is_empty() && bytes + size > MAX_TURN_BYTES {
+                break;
+            }
+            bytes += size;
+            match self.queue.pop_front() {
+                Some(entry) if entry.is_live() => entries.push(entry),
+                _ => self.gone -= 1,
+            }
+        }
+        self.waiting_bytes -= bytes;
+        match self.queue.front() {
+            Some(next) => self.first_waiting = next.seq,
+            None => self.nothing_waits(),
+        }
+    }
+
     /// The queue is empty now.
     pub(super) fn nothing_waits(&mut self) {
         self.gone = 0;
@@ -340,7 +372,7 @@ impl State {
         self.gone += 1;
         // Removing from the middle would cost a move of the rest each time; so it is done for many at once.
         if self.gone > 32 && self.gone > self.queue.len() / 2 {
-            self.queue.retain(|entry| !matches!(entry.payload, Payload::Gone));
+            self.queue.retain(Entry::is_live);
             self.gone = 0;
         }
         Some(entry)
