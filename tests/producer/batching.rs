@@ -1,9 +1,11 @@
 //! Group commit, P6 within a batch, and ping.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use async_nsq::protocol::{ErrorCode, Frame};
 use async_nsq::{ErrorKind, Step};
+use bytes::Bytes;
 
 use crate::support::{Command, ScriptedNsqd, frames, settle};
 use crate::{cause, publish};
@@ -83,6 +85,87 @@ async fn a_topics_order_is_kept_around_what_cannot_be_joined() {
     for outcome in [a, b, c, d, e, f, g, h, i] {
         outcome.unwrap();
     }
+}
+
+/// nsqd stores one half while the callers of the other come back with their next publishes.
+#[tokio::test(start_paused = true)]
+async fn a_large_batch_leaves_in_two_halves_unless_others_are_on_their_way() {
+    let mut nsqd = ScriptedNsqd::start();
+    let (producer, mut peer) = nsqd.connect().await;
+    let bodies: Vec<String> = (0..120).map(|number| number.to_string()).collect();
+    let all = |range: Range<usize>| -> Vec<_> {
+        range
+            .map(|number| publish(&producer, "t", bodies[number].clone()))
+            .collect()
+    };
+    let expected = |range: Range<usize>| Command::Mpub {
+        topic: "t".to_owned(),
+        bodies: bodies[range].iter().cloned().map(Bytes::from).collect(),
+    };
+    let mut published = all(0..40);
+    assert_eq!(peer.command().await, expected(0..20));
+    assert_eq!(peer.command().await, expected(20..40));
+    published.extend(all(40..80));
+    assert_eq!(peer.command().await, expected(40..80));
+    peer.ok().await;
+    settle().await;
+    assert!(published[..20].iter().all(|published| published.is_finished()));
+    assert!(published[20..].iter().all(|published| !published.is_finished()));
+    for _ in 0..2 {
+        peer.ok().await;
+    }
+    for published in published {
+        published.await.unwrap().unwrap();
+    }
+    // Fewer are not worth a second command.
+    let few = all(80..100);
+    assert_eq!(peer.command().await, expected(80..100));
+    peer.ok().await;
+    for published in few {
+        published.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p2_what_is_too_much_for_one_turn_stays_where_it_can_be_taken_back() {
+    let mut nsqd = ScriptedNsqd::start();
+    let builder = nsqd.producer().publish_timeout(Duration::from_secs(1));
+    let (producer, mut peer) = nsqd.connect_with(builder).await;
+    let large = "x".repeat(600_000);
+    let all: Vec<_> = (0..5).map(|_| publish(&producer, "t", large.clone())).collect();
+    // Two turns are unanswered, each with as much as fits. The others wait, and have not left when their time is over.
+    for _ in 0..2 {
+        assert_eq!(peer.command().await, Command::publish("t", large.clone()));
+    }
+    peer.expect_nothing(Duration::from_millis(999)).await;
+    let mut outcomes = Vec::new();
+    for published in all {
+        outcomes.push(published.await.unwrap().unwrap_err().kind());
+    }
+    let (unknown, not_sent) = (ErrorKind::Unknown, ErrorKind::NotSent);
+    assert_eq!(outcomes, [unknown, unknown, not_sent, not_sent, not_sent]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn turns_follow_each_other_until_nothing_waits() {
+    let mut nsqd = ScriptedNsqd::start();
+    let (producer, mut peer) = nsqd.connect().await;
+    let bodies = ["a", "b", "c", "d", "e"].map(|letter| letter.repeat(600_000));
+    let all: Vec<_> = bodies
+        .iter()
+        .map(|body| publish(&producer, "t", body.clone()))
+        .collect();
+    let dropped = publish(&producer, "t", "f");
+    settle().await;
+    dropped.abort();
+    for body in bodies {
+        assert_eq!(peer.command().await, Command::publish("t", body));
+        peer.ok().await;
+    }
+    for published in all {
+        published.await.unwrap().unwrap();
+    }
+    peer.expect_nothing(Duration::from_secs(1)).await;
 }
 
 #[tokio::test(start_paused = true)]
