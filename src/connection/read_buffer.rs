@@ -45,16 +45,18 @@ impl ReadBuffer {
         if free >= (self.size / 4).max(missing) {
             return;
         }
-        let wanted = self.size.max(self.current.len() + missing);
+        // With room for the beginning of a frame besides: nsqd writes 64 KiB at once, and a little less room than that would
+        // cost a second read each time.
+        let wanted = (self.size + self.size / 8).max(self.current.len() + missing);
         // The buffer itself serves again if nothing refers to its old content any more.
-        if wanted <= LARGEST && self.current.try_reclaim(wanted - self.current.len()) {
+        if missing <= LARGEST && self.current.try_reclaim(wanted - self.current.len()) {
             return;
         }
         let mut next = self.spare(wanted);
         next.extend_from_slice(&self.current);
         let mut retired = std::mem::replace(&mut self.current, next);
         retired.clear();
-        if self.spares.len() < SPARES && self.size > SMALLEST && wanted <= LARGEST {
+        if self.spares.len() < SPARES && self.size > SMALLEST && missing <= LARGEST {
             self.spares.push(retired);
         }
     }
@@ -124,6 +126,24 @@ mod tests {
         buffer.make_room(1_000_000);
         assert_eq!(&buffer.bytes()[..], b"abc");
         assert!(buffer.bytes().capacity() >= 1_000_003);
+    }
+
+    #[test]
+    fn what_nsqd_writes_at_once_fits_behind_the_beginning_of_a_frame() {
+        let mut buffer = ReadBuffer::new(BytesMut::new());
+        for _ in 0..8 {
+            fill(&mut buffer);
+            buffer.bytes().clear();
+        }
+        for leftover in [1, 200, 5000] {
+            buffer.bytes().resize(LARGEST, 1);
+            let messages = buffer.bytes().split_to(LARGEST - leftover);
+            buffer.make_room(30);
+            assert_eq!(buffer.bytes().len(), leftover);
+            assert!(buffer.bytes().capacity() - leftover >= LARGEST);
+            drop(messages);
+            buffer.bytes().clear();
+        }
     }
 
     #[test]

@@ -34,9 +34,13 @@ impl Answers {
         }
     }
 
-    /// Takes the room, which is empty once all is handed over.
-    pub(in crate::consumer) fn take_room(&mut self) -> Vec<Command> {
-        std::mem::take(&mut self.commands)
+    /// Takes the room once all is handed over, if it is for more than so many.
+    pub(in crate::consumer) fn take_large_room(&mut self, small: usize) -> Vec<Command> {
+        if self.commands.capacity() > small {
+            std::mem::take(&mut self.commands)
+        } else {
+            Vec::new()
+        }
     }
 
     /// Adds one; those of another connection are handed over. Returns whether that has woken a driver.

@@ -64,6 +64,12 @@ impl Taken {
     }
 
     pub(super) fn give_back_to(&mut self, state: &mut State) {
+        // If it was a part, the worker keeps its room for the next.
+        if let (Some(run), Some(front)) = (&mut self.run, state.runs.front_mut()) {
+            if run.is_part_of(front) {
+                return front.prepend(run);
+            }
+        }
         if let Some(rest) = self.take_rest() {
             state.runs.push_front(rest);
         }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use self::group::Group;
 use self::run::Run;
-use self::state::State;
+use self::state::{SMALL, State};
 use crate::consumer::flow::ConnectionId;
 use crate::consumer::link::{Command, Link};
 use crate::protocol::{self, MessageId};
@@ -140,11 +140,11 @@ impl Inbox {
         let mut guard = self.lock();
         let state = &mut *guard;
         let mut group = self.groups[worker].lock();
-        let taken = state.take_run(group.run.take());
-        group.set_returning(state, taken.is_some());
-        let Some(run) = taken else {
+        let some = state.take_run(&mut group.run);
+        group.set_returning(state, some);
+        let Some((link, delivered_at)) = group.run.as_ref().filter(|_| some).map(Run::origin) else {
             group.answers.hand_over();
-            state.keep_answers(group.answers.take_room());
+            state.keep_answers(group.answers.take_large_room(SMALL));
             if state.closed {
                 return Poll::Ready(Take::Closed);
             }
@@ -153,8 +153,6 @@ impl Inbox {
         };
         state.unlist(worker);
         group.answers.put_room(|| state.spare_answers.pop());
-        let (link, delivered_at) = (Arc::clone(&run.link), run.delivered_at);
-        group.run = Some(run);
         group.moved = true;
         drop(group);
         state.moved = true;

@@ -19,6 +19,23 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// What brought it, and when.
+    pub(super) fn origin(&self) -> (Arc<Link>, Instant) {
+        (Arc::clone(&self.link), self.delivered_at)
+    }
+
+    /// Whether it is a part of the same read.
+    pub(super) fn is_part_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.link, &other.link) && self.delivered_at == other.delivered_at
+    }
+
+    /// Takes the messages of another part of it, which come first.
+    pub(super) fn prepend(&mut self, first: &mut Self) {
+        while let Some(message) = first.messages.pop_back() {
+            self.messages.push_front(message);
+        }
+    }
+
     pub(super) fn into_deliveries(self) -> impl Iterator<Item = Delivery> {
         let Self {
             link,

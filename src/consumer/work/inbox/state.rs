@@ -15,6 +15,9 @@ const LARGEST_TAKE: usize = 1024;
 /// Workers that have grown back to more than this many messages at once have no use for company any more.
 const EAGER_TAKE: usize = 4;
 
+/// A worker that waits keeps room for so many messages, and for so many answers.
+pub(super) const SMALL: usize = 16;
+
 /// How many emptied queues are kept, for the messages of further reads and for the answers to them.
 const SPARES: usize = 4;
 
@@ -83,31 +86,46 @@ impl State {
         next
     }
 
-    /// Takes from the run that came first as much as a worker is to take. `last` is what the worker has emptied.
-    pub(super) fn take_run(&mut self, last: Option<Run>) -> Option<Run> {
-        let mut emptied = last.map(|run| run.messages).unwrap_or_default();
-        let whole = match self.runs.front_mut() {
+    /// Takes from the run that came first as much as a worker is to take. `taken` is what the worker has emptied. Returns
+    /// whether there was anything.
+    pub(super) fn take_run(&mut self, taken: &mut Option<Run>) -> bool {
+        match self.runs.front_mut() {
             Some(front) if front.messages.len() > self.limit => {
-                emptied.extend(front.messages.drain(..self.limit));
-                return Some(Run {
+                let mut messages = taken.take().map(|run| run.messages).unwrap_or_default();
+                if messages.capacity() == 0 {
+                    messages = self.spares.pop().unwrap_or_default();
+                }
+                messages.extend(front.messages.drain(..self.limit));
+                *taken = Some(Run {
                     link: Arc::clone(&front.link),
                     delivered_at: front.delivered_at,
-                    messages: emptied,
+                    messages,
                 });
+                true
             }
-            _ => self.runs.pop_front(),
-        };
-        if emptied.capacity() > 0 {
-            keep(&mut self.spares, emptied);
+            Some(_) => {
+                let emptied = std::mem::replace(taken, self.runs.pop_front());
+                self.keep_messages(emptied.map(|run| run.messages).unwrap_or_default());
+                true
+            }
+            None => {
+                if let Some(run) = taken.as_mut().filter(|run| run.messages.capacity() > SMALL) {
+                    self.keep_messages(std::mem::take(&mut run.messages));
+                }
+                false
+            }
         }
-        whole
     }
 
     /// A worker has handed over its answers, and this is the room that they had.
     pub(super) fn keep_answers(&mut self, emptied: Vec<Command>) {
-        if emptied.capacity() > 0 {
-            keep(&mut self.spare_answers, emptied);
-        }
+        let room = emptied.capacity();
+        keep(&mut self.spare_answers, emptied, room);
+    }
+
+    fn keep_messages(&mut self, emptied: VecDeque<protocol::Message>) {
+        let room = emptied.capacity();
+        keep(&mut self.spares, emptied, room);
     }
 
     /// A worker is through with a group that went at this pace.
@@ -133,9 +151,9 @@ impl State {
     }
 }
 
-/// Keeps what was emptied for its room, if there are not enough of such.
-fn keep<T>(spares: &mut Vec<T>, spare: T) {
-    if spares.len() < SPARES {
-        spares.push(spare);
+/// Keeps what was emptied and has so much room, unless there are enough of such.
+fn keep<T>(spares: &mut Vec<T>, emptied: T, room: usize) {
+    if spares.len() < SPARES && room > 0 {
+        spares.push(emptied);
     }
 }
