@@ -158,10 +158,7 @@ impl<H: Handler> Worker<H> {
         loop {
             let (message, ticket) = match admitted.take() {
                 Some(admitted) => admitted,
-                None => match shop
-                    .inbox
-                    .next(self.number, answer.take().map(|answer| (&stint.link, answer)))
-                {
+                None => match shop.inbox.next(self.number, &stint.link, answer.take()) {
                     Next::Nothing => return Stop::Through,
                     Next::Woken => return Stop::Woken,
                     Next::Message(message) if shop.desk.duplicates.is_some() => return Stop::Unadmitted(message),

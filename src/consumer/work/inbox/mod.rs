@@ -171,16 +171,16 @@ impl Inbox {
         })
     }
 
-    /// Keeps an answer, and takes the next message of a worker's group.
+    /// Keeps an answer to a message of this connection, and takes the next message of a worker's group.
     #[inline]
-    pub(in crate::consumer) fn next(&self, worker: usize, answer: Option<(&Arc<Link>, Command)>) -> Next {
+    pub(in crate::consumer) fn next(&self, worker: usize, link: &Arc<Link>, answer: Option<Command>) -> Next {
         let mut guard = self.groups[worker].lock();
         let group = &mut *guard;
         group.moved = true;
         group.handling = None;
         group.polled = false;
-        if let Some((link, command)) = answer {
-            if group.answers.push(link, command) {
+        if let Some(answer) = answer {
+            if group.answers.push(link, answer) {
                 return Next::Woken;
             }
         }

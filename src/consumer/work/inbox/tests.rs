@@ -50,7 +50,7 @@ fn number(id: MessageId) -> u8 {
 }
 
 fn next(inbox: &Inbox, worker: usize) -> Option<u8> {
-    match inbox.next(worker, None) {
+    match inbox.next(worker, &link(1), None) {
         Next::Message(message) => Some(number(message.id)),
         Next::Woken | Next::Nothing => None,
     }
@@ -210,7 +210,7 @@ fn c1_the_answers_of_a_stuck_worker_leave_and_so_do_messages_that_it_never_took(
     assert!(inbox.poll_take(0, &cx).is_ready());
     next(&inbox, 0);
     assert!(matches!(
-        inbox.next(0, Some((&link, Command::Finish(id)))),
+        inbox.next(0, &link, Some(Command::Finish(id))),
         Next::Message(_)
     ));
     // The second handler blocks its thread now; a third message is in the inbox.
