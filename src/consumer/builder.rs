@@ -120,7 +120,7 @@ impl ConsumerBuilder {
 
     /// How many handlers may run at once. Default: `max_in_flight`, at most 256; 256 if that is 0. Allowed: 1 to 100,000.
     ///
-    /// Each costs a task (about a kilobyte) even when idle. With 1, messages are handled one after the other.
+    /// Each costs a task (about two kilobytes) even when idle. With 1, messages are handled one after the other.
     pub fn concurrency(mut self, count: u32) -> Self {
         self.concurrency = Some(count);
         self

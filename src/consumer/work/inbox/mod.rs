@@ -10,6 +10,7 @@
 
 mod group;
 mod run;
+mod spares;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -118,13 +119,15 @@ impl Inbox {
         }
         // Whoever was to come for what came before has not kept up.
         let behind = !state.runs.is_empty();
-        // As large as the last, or it would grow there step by step.
         let spare = state.spares.pop();
-        let spare = spare.unwrap_or_else(|| VecDeque::with_capacity(messages.len()));
         state.runs.push_back(Run {
             link: Arc::clone(link),
             delivered_at,
-            messages: std::mem::replace(messages, spare),
+            // As large as the last, or it would grow there step by step.
+            messages: std::mem::replace(
+                messages,
+                spare.unwrap_or_else(|| VecDeque::with_capacity(messages.len())),
+            ),
         });
         let worker = if behind || state.returning == 0 {
             state.pop_idle()

@@ -6,8 +6,8 @@ use std::task::Waker;
 
 use super::Pace;
 use super::run::Run;
+use super::spares::Spares;
 use crate::consumer::link::Command;
-use crate::protocol;
 
 /// The most that one worker takes at once: more than a read brings of small messages. What takes it long it shares.
 const LARGEST_TAKE: usize = 1024;
@@ -18,14 +18,14 @@ const EAGER_TAKE: usize = 4;
 /// A worker that waits keeps room for so many messages, and for so many answers.
 pub(super) const SMALL: usize = 16;
 
-/// How many emptied queues are kept, for the messages of further reads and for the answers to them.
-const SPARES: usize = 4;
+/// How many emptied queues are kept for the answers of the next workers.
+const SPARE_ANSWERS: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) runs: VecDeque<Run>,
     /// What workers have emptied, for whoever is next: with one for each worker, memory would grow by and by.
-    pub(super) spares: Vec<VecDeque<protocol::Message>>,
+    pub(super) spares: Spares,
     pub(super) spare_answers: Vec<Vec<Command>>,
     /// The workers that wait for messages, the last to come first to go: it is the likeliest to be warm.
     pub(super) idle: Vec<(usize, Waker)>,
@@ -47,7 +47,7 @@ impl State {
     pub(super) fn new(workers: usize) -> Self {
         Self {
             runs: VecDeque::new(),
-            spares: Vec::new(),
+            spares: Spares::default(),
             spare_answers: Vec::new(),
             idle: Vec::new(),
             listed: vec![false; workers],
@@ -105,12 +105,12 @@ impl State {
             }
             Some(_) => {
                 let emptied = std::mem::replace(taken, self.runs.pop_front());
-                self.keep_messages(emptied.map(|run| run.messages).unwrap_or_default());
+                self.spares.keep(emptied.map(|run| run.messages).unwrap_or_default());
                 true
             }
             None => {
                 if let Some(run) = taken.as_mut().filter(|run| run.messages.capacity() > SMALL) {
-                    self.keep_messages(std::mem::take(&mut run.messages));
+                    self.spares.keep(std::mem::take(&mut run.messages));
                 }
                 false
             }
@@ -119,13 +119,9 @@ impl State {
 
     /// A worker has handed over its answers, and this is the room that they had.
     pub(super) fn keep_answers(&mut self, emptied: Vec<Command>) {
-        let room = emptied.capacity();
-        keep(&mut self.spare_answers, emptied, room);
-    }
-
-    fn keep_messages(&mut self, emptied: VecDeque<protocol::Message>) {
-        let room = emptied.capacity();
-        keep(&mut self.spares, emptied, room);
+        if emptied.capacity() > 0 && self.spare_answers.len() < SPARE_ANSWERS {
+            self.spare_answers.push(emptied);
+        }
     }
 
     /// A worker is through with a group that went at this pace.
@@ -144,16 +140,9 @@ impl State {
 
     /// Gives back what a burst has made the queues grow to.
     pub(super) fn shrink(&mut self) {
-        (self.spares, self.spare_answers) = (Vec::new(), Vec::new());
+        (self.spares, self.spare_answers) = (Spares::default(), Vec::new());
         if self.runs.is_empty() {
             self.runs = VecDeque::new();
         }
-    }
-}
-
-/// Keeps what was emptied and has so much room, unless there are enough of such.
-fn keep<T>(spares: &mut Vec<T>, emptied: T, room: usize) {
-    if spares.len() < SPARES && room > 0 {
-        spares.push(emptied);
     }
 }
