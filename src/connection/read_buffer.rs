@@ -56,7 +56,7 @@ impl ReadBuffer {
         next.extend_from_slice(&self.current);
         let mut retired = std::mem::replace(&mut self.current, next);
         retired.clear();
-        if self.spares.len() < SPARES && self.size > SMALLEST && missing <= LARGEST {
+        if self.spares.len() < SPARES && missing <= LARGEST {
             self.spares.push(retired);
         }
     }
@@ -85,6 +85,8 @@ impl ReadBuffer {
         let quiet = std::mem::take(&mut self.read) < SMALLEST && self.current.is_empty();
         if quiet && self.size > SMALLEST {
             *self = Self::new(BytesMut::new());
+        } else if quiet {
+            self.spares = Vec::new();
         }
         quiet
     }
