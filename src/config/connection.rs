@@ -126,7 +126,8 @@ impl ConnectionConfig {
     /// Has nsqd send no heartbeats. Only for producers: nsqd refuses consumers that have none.
     ///
     /// An nsqd that has died without a word is then noticed only by a publish, one to two minutes after its caller has
-    /// stopped waiting for the answer. There is little to gain but silence on an idle network.
+    /// stopped waiting for the answer. And the memory that a burst takes is given back on heartbeats only. There is little
+    /// to gain but silence on an idle network.
     #[must_use]
     pub fn no_heartbeats(mut self) -> Self {
         self.heartbeat_interval = None;

@@ -1,4 +1,5 @@
-//! Group commit: what waits at the same moment leaves together, each topic's messages as one MPUB.
+//! Group commit: what waits at the same moment leaves together, each topic's messages as one MPUB, or as two when there are
+//! many and nothing else is on its way.
 //!
 //! nsqd parses, answers and writes once per command, so ninety messages in one MPUB cost it little more than one PUB.
 //! Nothing is delayed for it: a batch is whatever has come in while the last ones were on their way.
@@ -16,8 +17,9 @@ use crate::protocol::command;
 pub(super) const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
 /// How many bytes of bodies leave together, unless one publish alone has more. More would wait in the connection's buffer
-/// instead of the queue, where a publish can still be taken back.
-pub(super) const MAX_TURN_BYTES: usize = 1024 * 1024;
+/// instead of the queue, where a publish can still be taken back. With two turns unanswered it is enough to keep a connection
+/// with 100 ms of delay at 80 MB a second.
+pub(super) const MAX_TURN_BYTES: usize = 4 * 1024 * 1024;
 
 /// How many turns may be unanswered. One would leave a connection with delay empty for a round trip; with more, each
 /// batch would be smaller.

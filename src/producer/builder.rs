@@ -261,7 +261,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Whether publishes to one topic that wait at the same moment leave as one MPUB. Default: true.
+    /// Whether publishes to one topic that wait at the same moment leave together as MPUB: as one, or as two if there are many
+    /// and nothing else is on its way. Default: true.
     ///
     /// Without it each is a PUB of its own, which costs nsqd about five times as much; a consumer sees no difference.
     pub fn batching(mut self, on: bool) -> Self {

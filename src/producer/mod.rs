@@ -94,7 +94,7 @@ use crate::name::Topic;
 /// ```
 ///
 /// # Batching
-/// Publishes to one topic that wait at the same moment leave as one MPUB, without any added delay; each caller gets
+/// Publishes to one topic that wait at the same moment leave together as MPUB, without any added delay; each caller gets
 /// its own result. The messages of one topic are sent in the order in which they were published.
 ///
 /// # Drop

@@ -296,3 +296,44 @@ fn c1_a_lone_message_that_blocks_the_thread_which_waits_for_sockets_holds_back_n
         drop(consumer);
     }
 }
+
+/// The rest of a group that takes long is given back, which wakes the driver, and the worker takes it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c1_a_handler_that_blocks_behind_a_long_group_of_quick_ones_holds_back_no_answer() {
+    for _ in 0..10 {
+        let mut nsqd = Nsqd::start();
+        let (open, gate) = channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+        let builder = nsqd.consumer().max_in_flight(1000).concurrency(1);
+        let handler = move |message: Message| {
+            let (gate, begun) = (Arc::clone(&gate), begun.clone());
+            async move {
+                match text(&message) {
+                    "block" => {
+                        begun.send(()).unwrap();
+                        // It blocks until the test lets go of the other end.
+                        let _opened = gate.lock().unwrap().recv();
+                    }
+                    "spin" => {
+                        let since = std::time::Instant::now();
+                        while since.elapsed() < Duration::from_micros(9) {}
+                    }
+                    _ => {}
+                }
+                Ok::<(), BoxError>(())
+            }
+        };
+        let (_consumer, mut peer) = nsqd.consume_with(builder, handler).await;
+        warm_up(&mut peer, 20).await;
+        let bodies = (0..128).map(|number| delivery(number, 1, if number < 64 { "spin" } else { "block" }));
+        peer.send_bytes(&frames(&bodies.collect::<Vec<_>>())).await;
+        soon(has_begun.recv()).await;
+        peer.heartbeat().await;
+        let mut finished = 0;
+        while finished < 64 {
+            finished += usize::from(matches!(soon(peer.command()).await, Command::Fin(_)));
+        }
+        drop(open);
+    }
+}

@@ -36,6 +36,10 @@ const ENOUGH_ANSWERS: usize = 1024;
 /// over at once; until then the driver could only make smaller writes of them.
 const LONG_HELD: Duration = Duration::from_micros(500);
 
+/// A worker looks at the clock after 1, 2, 4 and 8 messages of a group, and then after each so many: handlers may turn slow
+/// behind quick ones, whose answers wait for that.
+const LOOK_EVERY: u32 = 16;
+
 /// What all workers of a consumer share.
 pub(in crate::consumer) struct Shop<H> {
     pub(in crate::consumer) handler: H,
@@ -95,12 +99,12 @@ impl<H: Handler> Worker<H> {
             };
             let stint = Stint::begin(link, delivered_at);
             let since = *held_since.get_or_insert(stint.begun);
-            let pace = self.work_through(stint).await;
+            let (pace, shared) = self.work_through(stint).await;
             inbox.adapt(pace);
             let enough = pace != Pace::Quick || inbox.held(self.number) >= ENOUGH_ANSWERS;
             if enough || since.elapsed() > LONG_HELD {
                 held_since = None;
-                if inbox.hand_over(self.number) || pace == Pace::Busy {
+                if inbox.hand_over(self.number) || shared {
                     yield_now().await;
                     continue;
                 }
@@ -109,8 +113,9 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Handles the group that was taken.
-    async fn work_through(&mut self, mut stint: Stint) -> Pace {
+    /// Handles the group that was taken. Returns how that went, and whether the rest of it was given back, which may have
+    /// woken others.
+    async fn work_through(&mut self, mut stint: Stint) -> (Pace, bool) {
         let shop = Arc::clone(&self.shop);
         let start = |message| shop.handler.handle(message);
         // One place for all handlers, one after the other: a quick one costs no future but its own.
@@ -122,7 +127,7 @@ impl<H: Handler> Worker<H> {
                 Poll::Ready(self.handle_quick(answer, admitted, slot.as_mut(), &start, &mut stint, cx))
             });
             match stop.await {
-                Stop::Through => return stint.pace,
+                Stop::Through => return (stint.pace, stint.shared),
                 Stop::Woken => {}
                 Stop::Unadmitted(message) => {
                     admitted = self.admit(message, &mut stint).await;
@@ -441,6 +446,8 @@ struct Stint {
     /// How long after the delivery it begins, if nsqd's patience is over by then.
     late: Option<Duration>,
     pace: Pace,
+    /// The rest was given back since it took long.
+    shared: bool,
     begun: Instant,
     handled: u32,
 }
@@ -452,6 +459,7 @@ impl Stint {
             delivered_at,
             late: None,
             pace: Pace::Quick,
+            shared: false,
             begun: delivered_at,
             handled: 0,
         };
@@ -471,14 +479,17 @@ impl Stint {
     fn is_long_after_one_more(&mut self) -> bool {
         self.handled += 1;
         // Reading the clock after each message would cost as much as the message.
-        if self.pace != Pace::Quick || !self.handled.is_power_of_two() {
+        let looks = self.handled.is_power_of_two() || self.handled % LOOK_EVERY == 0;
+        if self.pace != Pace::Quick || !looks {
             return false;
         }
         let elapsed = self.begun.elapsed();
         if elapsed > BUSY * self.handled {
             self.pace = Pace::Busy;
         }
-        self.pace == Pace::Busy || elapsed > LONG_HELD
+        let long = self.pace == Pace::Busy || elapsed > LONG_HELD;
+        self.shared |= long;
+        long
     }
 }
 

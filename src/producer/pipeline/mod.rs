@@ -189,7 +189,7 @@ pub(super) struct Pipeline {
 
 /// What [`Pipeline::take`] found.
 pub(super) enum Taken {
-    /// All that waited is now in the caller's vector.
+    /// What one turn may carry of all that waited is now in the caller's vector.
     Entries,
     /// Fewer than expected wait; ask again after the callers have had a chance to come back.
     FewerThanExpected,

@@ -105,7 +105,7 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends what a connection has delivered, and wakes one worker unless another is about to come back for it. Leaves the
+    /// Appends what a connection has delivered, and wakes one worker unless another is soon to come back for it. Leaves the
     /// messages where they are if the inbox is closed.
     pub(in crate::consumer) fn append(
         &self,
@@ -129,7 +129,7 @@ impl Inbox {
                 spare.unwrap_or_else(|| VecDeque::with_capacity(messages.len())),
             ),
         });
-        let worker = if behind || state.returning == 0 {
+        let worker = if behind || state.eager || state.returning == 0 {
             state.pop_idle()
         } else {
             None
@@ -243,6 +243,12 @@ impl Inbox {
         group.handling = None;
         group.polled = false;
         group.answers.hand_over();
+        group.give_back_to(&mut state);
+        drop(group);
+        // It may have been the one to come for these.
+        let next = if state.runs.is_empty() { None } else { state.pop_idle() };
+        drop(state);
+        wake(next);
     }
 
     /// The messages that workers are handling.
@@ -295,12 +301,16 @@ impl Inbox {
         let (mut again, mut stuck) = (false, false);
         for group in &self.groups {
             let mut group = group.lock();
-            if !(group.polled || group.holds_any()) {
+            let at_work = group.polled || group.holds_any();
+            if !(at_work || group.returning) {
                 continue;
             }
             if std::mem::take(&mut group.moved) {
                 group.stuck = false;
                 again = true;
+            } else if !at_work {
+                // It has yielded and does not get its thread back, so nobody can count on it.
+                group.set_returning(state, false);
             } else if !group.stuck || group.holds_any() {
                 group.stuck = true;
                 stuck = true;

@@ -256,3 +256,50 @@ fn c7_close_returns_all_that_is_not_begun() {
     inbox.append(&link, Instant::now(), &mut late);
     assert_eq!(late.len(), 1);
 }
+
+#[test]
+fn c1_a_worker_that_does_not_get_its_thread_back_is_not_waited_for() {
+    let inbox = Inbox::new(2);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let cx = Context::from_waker(&waker);
+    append(&inbox, 1);
+    assert!(inbox.poll_take(0, &cx).is_ready());
+    assert!(inbox.poll_take(1, &cx).is_pending());
+    assert_eq!(rest(&inbox, 0), [0]);
+    // It is through with its group, and has yielded before it takes again.
+    assert_eq!(inbox.relieve_stuck(), Look::Again { stuck: false });
+    assert_eq!(inbox.relieve_stuck(), Look::Done);
+    append(&inbox, 1);
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn handlers_that_keep_their_threads_busy_are_helped_at_once() {
+    let inbox = Inbox::new(2);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let cx = Context::from_waker(&waker);
+    inbox.adapt(Pace::Busy);
+    append(&inbox, 1);
+    assert!(inbox.poll_take(0, &cx).is_ready());
+    assert!(inbox.poll_take(1, &cx).is_pending());
+    next(&inbox, 0);
+    append(&inbox, 1);
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn what_waits_for_a_worker_that_ends_is_another_ones() {
+    let inbox = Inbox::new(2);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let cx = Context::from_waker(&waker);
+    append(&inbox, 1);
+    assert!(inbox.poll_take(0, &cx).is_ready());
+    assert!(inbox.poll_take(1, &cx).is_pending());
+    append(&inbox, 1);
+    assert_eq!(woken.0.load(Ordering::SeqCst), 0);
+    inbox.retire(0);
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+}
