@@ -337,3 +337,33 @@ async fn c1_a_handler_that_blocks_behind_a_long_group_of_quick_ones_holds_back_n
         drop(open);
     }
 }
+
+/// A second poll at once would come before what the first has woken had its turn.
+#[tokio::test(start_paused = true)]
+async fn c1_a_handler_that_waits_is_polled_again_only_when_it_is_woken() {
+    let mut nsqd = Nsqd::start();
+    let polls = Arc::new(Mutex::new(Vec::new()));
+    let counted = Arc::clone(&polls);
+    let handler = move |message: Message| {
+        let counted = Arc::clone(&counted);
+        let waits = text(&message) == "wait";
+        std::future::poll_fn(move |cx| {
+            let mut counted = counted.lock().unwrap();
+            if waits {
+                counted.push(cx.waker().clone());
+            }
+            if waits && counted.len() < 2 {
+                std::task::Poll::Pending
+            } else {
+                std::task::Poll::Ready(Ok::<(), BoxError>(()))
+            }
+        })
+    };
+    let (_consumer, mut peer) = nsqd.consume(2, handler).await;
+    peer.send_bytes(&frames(&[delivery(1, 1, "wait")])).await;
+    settle().await;
+    assert_eq!(polls.lock().unwrap().len(), 1);
+    let waker = polls.lock().unwrap()[0].clone();
+    waker.wake();
+    assert_eq!(soon(peer.command()).await, fin(1));
+}

@@ -31,19 +31,19 @@ struct Case {
 
 /// Bodies have 200 bytes. With Rust 1.95 on x86-64.
 const CASES: &[Case] = &[
-    case("decode-message", 408, 100_000, protocol::decode_messages),
-    case("decode-ok", 133, 100_000, protocol::decode_answers),
-    case("encode-fin", 123, 100_000, protocol::encode_fin),
+    case("decode-message", 378, 100_000, protocol::decode_messages),
+    case("decode-ok", 130, 100_000, protocol::decode_answers),
+    case("encode-fin", 20, 100_000, protocol::encode_fin),
     case("encode-pub", 195, 100_000, protocol::encode_pub),
     case("encode-mpub-of-100", 78, 100_000, protocol::encode_mpub),
-    case("publish-1-caller", 5619, 5_000, |messages| path::publish(messages, 1)),
-    case("publish-100-callers", 2314, 50_000, |messages| {
+    case("publish-1-caller", 5657, 5_000, |messages| path::publish(messages, 1)),
+    case("publish-100-callers", 2358, 50_000, |messages| {
         path::publish(messages, 100)
     }),
-    case("publish-many-of-100", 436, 100_000, path::publish_many),
-    case("consume-1", 5616, 5_000, |messages| path::consume(messages, 1)),
-    case("consume-100", 1874, 50_000, |messages| path::consume(messages, 100)),
-    case("consume-2500", 1902, 100_000, |messages| path::consume(messages, 2500)),
+    case("publish-many-of-100", 455, 100_000, path::publish_many),
+    case("consume-1", 4896, 5_000, |messages| path::consume(messages, 1)),
+    case("consume-100", 885, 50_000, |messages| path::consume(messages, 100)),
+    case("consume-2500", 912, 100_000, |messages| path::consume(messages, 2500)),
 ];
 
 const fn case(name: &'static str, budget: u32, messages: u64, run: fn(u64) -> Result<()>) -> Case {

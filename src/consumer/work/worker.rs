@@ -285,8 +285,18 @@ impl<H: Handler> Worker<H> {
         let shop = &*self.shop;
         *pace = Pace::Waited;
         shop.inbox.give_back(self.number);
-        let handling = pin!(Some(Caught(slot)));
-        let result = self.attended(handling, shop.desk.rules.patience, grip).await;
+        let patience = shop.desk.rules.patience;
+        // It was polled a moment ago and wakes this task. Nobody needs another look at it, and it must not get one before
+        // what was just woken had its turn.
+        let mut just_polled = patience.is_unlimited();
+        let mut handler = Caught(slot);
+        let handling = pin!(Some(poll_fn(move |cx| {
+            if std::mem::take(&mut just_polled) {
+                return Poll::Pending;
+            }
+            Pin::new(&mut handler).poll(cx)
+        })));
+        let result = self.attended(handling, patience, grip).await;
         match result {
             Ok(result) => {
                 if !begins_late {
