@@ -194,6 +194,8 @@ mod tests {
         let row = Measured {
             id: "consume-100",
             name: "",
+            section: "",
+            growth: None,
             clients: vec![
                 runs(Client::Raw, &[1.0, 10.0, 2.0], Counts::default()),
                 runs(Client::Ours, &[3.0, 20.0, 10.0], counts),
