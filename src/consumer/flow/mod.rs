@@ -142,7 +142,7 @@ pub enum PauseReason {
 /// One owner calls the `handle_*` methods and after each of them, in this order:
 /// 1. takes everything from [`poll_rdy`](Flow::poll_rdy) and sends it on, lowerings before raisings as they come;
 /// 2. has each connection watch for [`notify_above`](Flow::notify_above) and [`notify_below`](Flow::notify_below), and
-///    if the count is beyond one of them already, calls [`handle_in_flight`](Flow::handle_in_flight) and starts over;
+///    if the count is beyond one of them already, calls [`handle_all_in_flight`](Flow::handle_all_in_flight) and starts over;
 /// 3. sleeps until [`poll_timeout`](Flow::poll_timeout); before [`handle_timeout`](Flow::handle_timeout) it reports the
 ///    counts of all connections, for who is silent is judged by these reports.
 ///
