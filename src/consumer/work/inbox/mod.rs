@@ -237,18 +237,9 @@ impl Inbox {
 
     /// A worker has ended, perhaps in the middle of a handler.
     pub(in crate::consumer) fn retire(&self, worker: usize) {
-        let mut state = self.lock();
-        let mut group = self.groups[worker].lock();
-        group.set_returning(&mut state, false);
-        group.handling = None;
-        group.polled = false;
-        group.answers.hand_over();
-        group.give_back_to(&mut state);
-        drop(group);
-        // It may have been the one to come for these.
-        let next = if state.runs.is_empty() { None } else { state.pop_idle() };
-        drop(state);
-        wake(next);
+        self.groups[worker].lock().handling = None;
+        // It may have been the one to come for what waits.
+        self.give_back(worker);
     }
 
     /// The messages that workers are handling.
