@@ -18,6 +18,12 @@ impl Wake for Woken {
     }
 }
 
+/// A waker that counts how often it wakes.
+fn counted_waker() -> (Arc<Woken>, Waker) {
+    let woken = Arc::new(Woken::default());
+    (Arc::clone(&woken), Waker::from(woken))
+}
+
 fn link(number: u64) -> Arc<Link> {
     let desk = Arc::new(Desk::default());
     Arc::new(Link::new(
@@ -64,8 +70,7 @@ fn rest(inbox: &Inbox, worker: usize) -> Vec<u8> {
 #[test]
 fn a_worker_that_returns_is_not_helped_unless_it_falls_behind() {
     let inbox = Inbox::new(3);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     (0..3).for_each(|_| inbox.adapt(Pace::Quick));
     for worker in [0, 1, 2] {
@@ -87,8 +92,7 @@ fn a_worker_that_returns_is_not_helped_unless_it_falls_behind() {
 fn a_worker_that_ends_or_is_stuck_does_not_count_as_returning() {
     for ends in [false, true] {
         let inbox = Inbox::new(2);
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(Arc::clone(&woken));
+        let (woken, waker) = counted_waker();
         let cx = Context::from_waker(&waker);
         append(&inbox, 1);
         assert!(inbox.poll_take(0, &cx).is_ready());
@@ -126,8 +130,7 @@ fn queues_serve_again_and_workers_keep_none_of_what_they_have_emptied() {
 #[test]
 fn one_worker_is_woken_per_append_and_order_is_kept_when_it_gives_back() {
     let inbox = Inbox::new(2);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     for worker in [0, 1, 1] {
         assert!(inbox.poll_take(worker, &cx).is_pending());
@@ -150,8 +153,7 @@ fn one_worker_is_woken_per_append_and_order_is_kept_when_it_gives_back() {
 #[test]
 fn c1_a_worker_that_waits_on_the_last_of_its_group_leaves_the_rest_to_another() {
     let inbox = Inbox::new(2);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     assert!(inbox.poll_take(1, &cx).is_pending());
     assert!(inbox.poll_take(0, &cx).is_pending());
@@ -200,8 +202,7 @@ fn c1_what_a_stuck_worker_holds_is_taken_back_and_what_a_moving_one_holds_is_not
 #[test]
 fn c1_the_answers_of_a_stuck_worker_leave_and_so_do_messages_that_it_never_took() {
     let inbox = Inbox::new(2);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     assert!(inbox.poll_take(1, &cx).is_pending());
     inbox.adapt(Pace::Quick);
@@ -260,8 +261,7 @@ fn c7_close_returns_all_that_is_not_begun() {
 #[test]
 fn c1_a_worker_that_does_not_get_its_thread_back_is_not_waited_for() {
     let inbox = Inbox::new(2);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     append(&inbox, 1);
     assert!(inbox.poll_take(0, &cx).is_ready());
@@ -277,8 +277,7 @@ fn c1_a_worker_that_does_not_get_its_thread_back_is_not_waited_for() {
 #[test]
 fn handlers_that_keep_their_threads_busy_are_helped_at_once() {
     let inbox = Inbox::new(2);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     inbox.adapt(Pace::Busy);
     append(&inbox, 1);
@@ -292,8 +291,7 @@ fn handlers_that_keep_their_threads_busy_are_helped_at_once() {
 #[test]
 fn what_waits_for_a_worker_that_ends_is_another_ones() {
     let inbox = Inbox::new(2);
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
+    let (woken, waker) = counted_waker();
     let cx = Context::from_waker(&waker);
     append(&inbox, 1);
     assert!(inbox.poll_take(0, &cx).is_ready());
